@@ -1,0 +1,67 @@
+"""The main job on a live model: texts → hidden states → metrics → report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aniso._analyze import report_of, write_results
+from aniso._files import writable_folder
+from aniso.models import TextModel, capture, run_texts
+from aniso.ops import select_backend
+from aniso.progress import Progress, ProgressMode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from aniso._names import Selection
+    from aniso.report import Report
+
+
+def capture_texts(
+    loaded: TextModel,
+    texts: Sequence[str],
+    provenance: Mapping[str, Any],
+    *,
+    layers: Selection = None,
+    out: Path | None = None,
+    save: Path | None = None,
+    exclude_special_tokens: bool = False,
+    gram: bool = True,
+    batch_size: int = 32,
+    progress: ProgressMode = True,
+) -> Report:
+    """Captures a model on texts and reports on every layer; see `capture` for the arguments.
+
+    Args:
+        loaded: The model, from `load_model`.
+        texts: What to run.
+        provenance: What the report says of model and text.
+        out: Folder for results.json, report.html and the states.
+        batch_size: Texts per call of the model.
+        progress: Show progress on stderr; "json" for JSON lines.
+    """
+    run = capture(
+        loaded.model,
+        layers,
+        exclude_special_tokens=exclude_special_tokens,
+        tokenizer=loaded.tokenizer,
+        gram=gram,
+        save=save,
+    )
+    folder = None if out is None else writable_folder(out)
+    with Progress("capture", len(texts), progress, unit="texts") as shown, run:
+        cut = run_texts(loaded, texts, batch_size=batch_size, after_batch=shown.advance)
+    states = run.finished()
+    backend = select_backend("row_moments", next(iter(states.values())).moments.sums).name
+    facts = {
+        "texts": len(texts),
+        "texts_cut_short": cut,
+        "max_length": loaded.max_length,
+        "special_tokens": "left out" if exclude_special_tokens else "counted",
+        "backend": backend,
+    }
+    report = report_of(states, {**provenance, **facts})
+    if folder is not None:
+        write_results(report, states, folder)
+    return report

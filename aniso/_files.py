@@ -1,0 +1,69 @@
+"""Files that are complete or not there: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from aniso.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_SUFFIX = ".aniso-partial"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it replaces `path` in one step.
+
+    The data reach the disk before the rename and the rename before the return, so a crash leaves
+    the previous file or the complete new one.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        yield temporary
+        # Writers that make their own file may give it another mode than the user's umask.
+        temporary.chmod(mode)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replaces the file at `path` by `data`, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def writable_folder(path: Path) -> Path:
+    """Makes the folder if need be, clears what a killed run left half-written, proves it writable.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / ".aniso-write-test", b"")
+        (path / ".aniso-write-test").unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to folder {path} ({error.strerror}); choose another one"
+        ) from error
+    for leftover in path.glob(f".*{_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
+    return path
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

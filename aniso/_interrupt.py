@@ -1,0 +1,42 @@
+"""Ctrl-C at a point where nothing is half-added."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Interrupt:
+    """Whether an interruption was asked for; a second one is not deferred."""
+
+    requested = False
+
+    def handle(self, signum: int, frame: Any) -> None:
+        """The signal handler."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def raise_if_requested(self) -> None:
+        """Raises KeyboardInterrupt where the caller's data are whole."""
+        if self.requested:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Interrupt]:
+    """Turns Ctrl-C into a flag while the block runs; other threads never see Ctrl-C anyway."""
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    previous = signal.signal(signal.SIGINT, interrupt.handle)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, previous)

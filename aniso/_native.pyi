@@ -1,0 +1,32 @@
+"""Compiled kernels (csrc/bindings); call them through aniso.ops."""
+
+from typing import Any
+
+version: str
+isa: str
+has_cuda: bool
+
+def read_stream_cpu(buffer: Any, threads: int) -> int: ...
+def row_moments_cpu(
+    x: Any,
+    mask: Any,
+    sums: Any,
+    norm_sums: Any,
+    norm_range: Any,
+    abs_max: Any,
+    counts: Any,
+    threads: int,
+    isa: str,
+) -> None: ...
+def row_moments_cuda(
+    x: Any,
+    mask: Any,
+    sums: Any,
+    norm_sums: Any,
+    norm_range: Any,
+    abs_max: Any,
+    counts: Any,
+    workspace: Any,
+    stream: int,
+) -> None: ...
+def row_moments_workspace_bytes(x: Any) -> int: ...

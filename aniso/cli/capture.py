@@ -1,0 +1,71 @@
+"""`aniso capture`: metrics of a model while it runs over texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from aniso.cli._show import progress_mode, show_report
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@click.command(name="capture")
+@click.option("--model", required=True, help="Folder of a Hugging Face model, or a hub id.")
+@click.option(
+    "--text",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="UTF-8 file, one text per line.",
+)
+@click.option("--layers", multiple=True, metavar="GLOB", help="Layers to read; may be repeated.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for results.json, report.html and the states.",
+)
+@click.option("--save", type=click.Path(path_type=Path), help="Folder to write the rows to.")
+@click.option("--exclude-special-tokens", is_flag=True, help="Leave out [CLS], [SEP] and the like.")
+@click.option("--no-gram", is_flag=True, help="First-order statistics only: faster, no spectra.")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--max-length", default=512, show_default=True, type=click.IntRange(min=1))
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
+@click.option("--dtype", default="auto", show_default=True, type=click.Choice(_DTYPES))
+@click.option("--json", "json_lines", is_flag=True, help="Print JSON, progress as JSON lines.")
+def command(
+    model: str,
+    text: Path,
+    layers: tuple[str, ...],
+    out: Path | None,
+    save: Path | None,
+    exclude_special_tokens: bool,
+    no_gram: bool,
+    batch_size: int,
+    max_length: int,
+    device: str,
+    dtype: str,
+    json_lines: bool,
+) -> None:
+    """Run a model over texts and analyse the hidden states of its layers."""
+    import torch
+
+    from aniso._capture_run import capture_texts
+    from aniso.models import load_model, read_texts
+
+    texts = read_texts(text)
+    chosen = None if dtype == "auto" else getattr(torch, dtype)
+    loaded = load_model(model, device=device, dtype=chosen, max_length=max_length)
+    report = capture_texts(
+        loaded,
+        texts,
+        {"model": model, "text": str(text)},
+        layers=layers or None,
+        out=out,
+        save=save,
+        exclude_special_tokens=exclude_special_tokens,
+        gram=not no_gram,
+        batch_size=batch_size,
+        progress=progress_mode(json_lines),
+    )
+    show_report(report, out, json_lines)

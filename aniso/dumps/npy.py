@@ -1,0 +1,39 @@
+"""NumPy files: one layer each, memory-mapped, never unpickled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from aniso.dumps._part import Part
+from aniso.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+_DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}
+
+
+def npy_parts(path: Path) -> list[Part]:
+    """The array of a .npy file as one part named after the file.
+
+    Raises:
+        InputError: not a NumPy file, truncated, or of Python objects.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read as a NumPy array ({error}); write it with numpy.save"
+        ) from error
+
+    def read(start: int, stop: int) -> Tensor:
+        rows = array[start:stop]
+        return torch.from_numpy(np.array(rows, dtype=rows.dtype.newbyteorder("="), order="C"))
+
+    dtype = _DTYPES.get(array.dtype.name)
+    return [Part(path.stem, path, "", array.shape, dtype, str(array.dtype), read)]

@@ -1,0 +1,146 @@
+"""How the energy of the rows is spread: functions of singular values and eigenvalues.
+
+σ are the singular values of X [N, d], uncentred, from its Gram matrix; λ the eigenvalues of the
+centred covariance C. Both descending. Every function gives NaN where its formula has no value.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aniso.moments import RowMoments
+
+_EPS = torch.finfo(torch.float64).eps
+
+
+def singular_values(raw_gram: Tensor, rows: int) -> Tensor:
+    """The min(N, d) singular values of X as square roots of the eigenvalues of Σxxᵀ."""
+    eigenvalues = _descending_eigenvalues(raw_gram)
+    return eigenvalues[: min(rows, len(eigenvalues))].sqrt()
+
+
+def resolution_floor(sigma: Tensor, dim: int) -> float:
+    """Below √(d ε)·σ₁ (ε of float64), a singular value taken from a Gram matrix is rounding."""
+    return math.sqrt(dim * _EPS) * float(sigma[0]) if len(sigma) else math.nan
+
+
+def covariance_eigenvalues(raw_gram: Tensor, moments: RowMoments) -> Tensor:
+    """λ of C = Σxxᵀ/N − x̄x̄ᵀ; empty when C is nothing but the rounding of the second moment."""
+    n = moments.rows
+    if n < 2:
+        return raw_gram.new_empty(0)
+    mean = moments.sum / n
+    covariance = raw_gram / n - torch.outer(mean, mean)
+    if float(covariance.trace()) <= len(raw_gram) * _EPS * float(raw_gram.trace()) / n:
+        return raw_gram.new_empty(0)
+    return _descending_eigenvalues(covariance)
+
+
+def entropy(weights: Tensor) -> float:
+    """H(p) = −Σ p log p, p = weights/Σweights, in nats."""
+    total = float(weights.sum())
+    if not total > 0:
+        return math.nan
+    return float(torch.special.entr(weights / total).sum())
+
+
+def explained_variance(sigma: Tensor, k: int) -> float:
+    """Σ_(i≤k) σ²/Σσ² (Yan et al. 2022, EV_k)."""
+    energy = sigma**2
+    return _ratio(float(energy[:k].sum()), float(energy.sum()))
+
+
+def rankme(sigma: Tensor) -> float:
+    """Exp H(σ/Σσ) (Garrido et al. 2022)."""
+    return math.exp(entropy(sigma))
+
+
+def singular_entropy_kl(sigma: Tensor, dim: int) -> float:
+    """Log d − H(σ/Σσ) (Godey et al. 2024b)."""
+    return math.log(dim) - entropy(sigma)
+
+
+def stable_rank(sigma: Tensor) -> float:
+    """Σσ²/σ₁²."""
+    return _ratio(float((sigma**2).sum()), float(sigma[0]) ** 2) if len(sigma) else math.nan
+
+
+def sv_skewness(sigma: Tensor) -> float:
+    """Biased skewness g1 = m₃/m₂^(3/2) of σ (Yan et al. 2022)."""
+    if len(sigma) < 2:
+        return math.nan
+    deviation = sigma - sigma.mean()
+    return _ratio(float((deviation**3).mean()), float((deviation**2).mean()) ** 1.5)
+
+
+def sv_median_ratio(sigma: Tensor) -> float:
+    """Median σ/σ₁ (Yan et al. 2022)."""
+    if not len(sigma):
+        return math.nan
+    middle = (sigma[(len(sigma) - 1) // 2] + sigma[len(sigma) // 2]) / 2
+    return _ratio(float(middle), float(sigma[0]))
+
+
+def alpha_req(lam: Tensor) -> float:
+    """α of λ_j ∝ j^−α by weighted least squares, j = 10..100, weights 1/j (Agrawal et al. 2022).
+
+    α is minus the slope of log λ_j on log j: positive for a decaying spectrum. Vanishing λ are
+    left out; NaN below three points.
+    """
+    lam = lam[:100]
+    lam = lam[lam > 0][9:]
+    if len(lam) < 3:
+        return math.nan
+    j = torch.arange(10, 10 + len(lam), dtype=lam.dtype, device=lam.device)
+    weights = 1 / j / (1 / j).sum()
+    x, y = j.log(), lam.log()
+    x, y = x - weights @ x, y - weights @ y
+    return -float((weights * x) @ y / ((weights * x) @ x))
+
+
+def participation_ratio(lam: Tensor) -> float:
+    """tr(C)²/‖C‖_F²: between 1 (one direction) and d (isotropic)."""
+    return _ratio(float(lam.sum()) ** 2, float((lam**2).sum()))
+
+
+def isoscore(lam: Tensor, dim: int) -> float:
+    """(participation_ratio − 1)/(d − 1), in [0, 1] (Rudman et al. 2022)."""
+    return _ratio(participation_ratio(lam) - 1, dim - 1)
+
+
+def spectral_anisotropy(lam: Tensor) -> float:
+    """λ₁/tr C (Razzhigaev et al. 2024)."""
+    return _ratio(float(lam[0]), float(lam.sum())) if len(lam) else math.nan
+
+
+def effective_rank(lam: Tensor) -> float:
+    """Exp H(λ/Σλ) (Roy & Vetterli 2007)."""
+    return math.exp(entropy(lam))
+
+
+def von_neumann_entropy(unit_gram: Tensor, directions: int) -> float:
+    """−tr(ρ log ρ) with ρ = Ĝ/N, in nats."""
+    if not directions:
+        return math.nan
+    return entropy(_descending_eigenvalues(unit_gram / directions))
+
+
+def renyi2_entropy(unit_gram: Tensor, directions: int) -> float:
+    """−log ‖Ĝ/N‖_F², in nats."""
+    return -math.log(float(((unit_gram / directions) ** 2).sum())) if directions else math.nan
+
+
+def _descending_eigenvalues(matrix: Tensor) -> Tensor:
+    """Of a positive semidefinite matrix: what rounding makes negative is zero."""
+    ascending: Tensor = torch.linalg.eigvalsh(matrix)
+    return ascending.flip(0).clamp(min=0.0)
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else math.nan

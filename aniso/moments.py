@@ -1,0 +1,115 @@
+"""The sums over rows that every first-order statistic is a function of (formulas: state S1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowMoments:
+    """Additive sums over the kept rows x_i of [n, d]; x̂ = x/‖x‖ over rows with ‖x‖ > 0.
+
+    A kept row is finite and not masked; zero rows are kept. The five arrays are what kernels add
+    to; the properties name their parts. Dtypes: float64, counts int64.
+
+    Attributes:
+        sums: [4, d]: Σx, Σx̂, Σx_k², Σx̂_k².
+        norm_sums: [3]: Σ‖x‖, Σ‖x‖², Σ‖x‖⁴.
+        norm_range: [2]: min ‖x‖ (+inf without rows) and max ‖x‖ (0 without rows).
+        abs_max: [d]: max |x_k|.
+        counts: [4]: rows kept, of them zero; rows left out as non-finite, as masked.
+    """
+
+    sums: Any
+    norm_sums: Any
+    norm_range: Any
+    abs_max: Any
+    counts: Any
+
+    @classmethod
+    def zeros(cls, dim: int, device: torch.device | str = "cpu") -> RowMoments:
+        """The moments of no rows: the neutral element of `merge`."""
+        double = {"dtype": torch.float64, "device": device}
+        return cls(
+            sums=torch.zeros(4, dim, **double),
+            norm_sums=torch.zeros(3, **double),
+            norm_range=torch.tensor([torch.inf, 0.0], **double),
+            abs_max=torch.zeros(dim, **double),
+            counts=torch.zeros(4, dtype=torch.int64, device=device),
+        )
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The five accumulators, in the order of the op's arguments."""
+        return self.sums, self.norm_sums, self.norm_range, self.abs_max, self.counts
+
+    def map(self, function: Callable[[Any], Any]) -> RowMoments:
+        """The same moments with `function` applied to every array."""
+        return RowMoments(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    def merge(self, other: RowMoments) -> RowMoments:
+        """Moments of both row sets together; neither operand changes."""
+        return RowMoments(
+            sums=self.sums + other.sums,
+            norm_sums=self.norm_sums + other.norm_sums,
+            norm_range=torch.stack(
+                [
+                    torch.minimum(self.norm_range[0], other.norm_range[0]),
+                    torch.maximum(self.norm_range[1], other.norm_range[1]),
+                ]
+            ),
+            abs_max=torch.maximum(self.abs_max, other.abs_max),
+            counts=self.counts + other.counts,
+        )
+
+    @property
+    def sum(self) -> Any:
+        """Σx, [d]."""
+        return self.sums[0]
+
+    @property
+    def unit_sum(self) -> Any:
+        """Σx̂, [d]."""
+        return self.sums[1]
+
+    @property
+    def square_sum(self) -> Any:
+        """Σx_k², [d]: the diagonal of the Gram matrix."""
+        return self.sums[2]
+
+    @property
+    def unit_square_sum(self) -> Any:
+        """Σx̂_k², [d]: the diagonal of the normalised Gram matrix."""
+        return self.sums[3]
+
+    @property
+    def rows(self) -> int:
+        """Rows kept: finite, not masked; zero rows included."""
+        return int(self.counts[0])
+
+    @property
+    def zero_rows(self) -> int:
+        """Kept rows without a direction; out of every cosine statistic."""
+        return int(self.counts[1])
+
+    @property
+    def nonfinite_rows(self) -> int:
+        """Rows left out because a value is NaN or infinite."""
+        return int(self.counts[2])
+
+    @property
+    def masked_rows(self) -> int:
+        """Rows left out by the mask."""
+        return int(self.counts[3])
+
+    @property
+    def directions(self) -> int:
+        """N of the cosine statistics: kept rows with ‖x‖ > 0."""
+        return self.rows - self.zero_rows

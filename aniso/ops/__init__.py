@@ -1,0 +1,7 @@
+"""Ops: checked arguments in, kernels underneath, one fastest implementation per device."""
+
+from aniso.ops.backend import Backend, select_backend
+from aniso.ops.gram import gram, gram_into
+from aniso.ops.row_moments import row_moments, row_moments_into
+
+__all__ = ["Backend", "gram", "gram_into", "row_moments", "row_moments_into", "select_backend"]

@@ -1,0 +1,101 @@
+"""Second moments of rows, G = Σxxᵀ and Ĝ = Σx̂x̂ᵀ, accumulated in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aniso.errors import InputError
+from aniso.ops._arrays import as_tensor, check_mask, check_rows, require_finite, restore_kind
+from aniso.ops.backend import Backend, register_chooser
+from aniso.ops.row_moments import row_moments
+
+# 16 MiB of float64 per block: large enough for the matrix product to run at its full rate, small
+# enough to stay in the last-level cache (estimated for d up to 8192).
+_BLOCK_ELEMENTS = 1 << 21
+
+
+@torch.library.custom_op("aniso::gram", mutates_args=("raw", "unit"))
+def gram_into(x: Tensor, mask: Tensor | None, raw: Tensor | None, unit: Tensor | None) -> None:
+    """Adds Σxxᵀ to `raw` and Σx̂x̂ᵀ to `unit` ([d, d] float64; None leaves one out)."""
+    step = max(1, _BLOCK_ELEMENTS // x.shape[1])
+    for start in range(0, x.shape[0], step):
+        kept = None if mask is None else mask[start : start + step]
+        rows = _finite_rows(x[start : start + step], kept)
+        if raw is not None:
+            raw.addmm_(rows.T, rows)
+        if unit is not None:
+            units = _directions(rows)
+            unit.addmm_(units.T, units)
+
+
+@gram_into.register_fake
+def _gram_fake(x: Tensor, mask: Tensor | None, raw: Tensor | None, unit: Tensor | None) -> None:
+    torch._check(x.ndim == 2, lambda: "rows are [n, d]")
+
+
+def _finite_rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The block in float64, with rows that do not count set to zero: they add nothing."""
+    rows = x.to(torch.float64)
+    keep = torch.isfinite(rows).all(dim=1)
+    if mask is not None:
+        keep &= mask
+    return torch.where(keep[:, None], rows, 0.0)
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """x/‖x‖, zero rows left at zero; scaled by max|x| first, so that no square overflows."""
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    scaled = rows / torch.where(largest > 0, largest, 1.0)
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / torch.where(norm > 0, norm, 1.0)
+
+
+def gram(x: Any, *, normalize: bool = False, center: bool = False, mask: Any = None) -> Any:
+    """Second-moment matrix of the rows, Σxxᵀ, in float64.
+
+    G = Σ y yᵀ with y = x, or y = x/‖x‖ when `normalize` (zero rows left out); `center` subtracts
+    the mean of y first: Σ(y − ȳ)(y − ȳ)ᵀ.
+
+    Args:
+        x: Rows, shape [n, d], float64/float32/float16/bfloat16, CPU or CUDA. Read once.
+        normalize: Use the directions of the rows.
+        center: Subtract the mean row.
+        mask: Rows to keep, shape [n], bool. Default: all.
+
+    Returns:
+        [d, d], float64, an array of the kind of x.
+
+    Raises:
+        InputError: x is not 2-D or not of a floating dtype, a kept row is not finite, or mask is
+            not bool [n].
+
+    Time O(n d²), memory O(d²). Equivalent to `reference.gram`.
+
+    Example:
+        >>> gram(torch.eye(2))
+        tensor([[1., 0.],
+                [0., 1.]], dtype=torch.float64)
+    """
+    rows = check_rows(as_tensor(x))
+    kept = check_mask(mask, rows)
+    moments = row_moments(rows, mask=kept)
+    require_finite(rows, kept, moments.nonfinite_rows)
+    out = rows.new_zeros((rows.shape[1], rows.shape[1]), dtype=torch.float64)
+    gram_into(rows, kept, *((None, out) if normalize else (out, None)))
+    count = moments.directions if normalize else moments.rows
+    if center and count:
+        total = moments.unit_sum if normalize else moments.sum
+        out -= torch.outer(total, total) / count
+    return restore_kind(x)(out)
+
+
+def _choose(x: Tensor) -> Backend:
+    if x.device.type not in ("cpu", "cuda"):
+        raise InputError(f"x lies on {x.device}; move it to a CPU or a CUDA device")
+    return Backend("torch", "matrix products of float64 blocks")
+
+
+register_chooser("gram", _choose)

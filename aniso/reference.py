@@ -1,0 +1,170 @@
+"""The float64 definition of every op and metric: obvious, slow, the truth for tests and benches.
+
+Everything is computed from the rows themselves, by the definition: cosines over explicit pairs,
+singular values by an SVD of the rows. Nothing here shares a formula with the fast code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from aniso.moments import RowMoments
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PAIR_BLOCK = 2048
+
+
+def kept_rows(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The rows that count, in float64: not masked, all values finite."""
+    x = x.to(torch.float64)
+    keep = torch.isfinite(x).all(dim=1)
+    return x[keep if mask is None else keep & mask]
+
+
+def norms(x: Tensor) -> Tensor:
+    """‖x_i‖ of every row, free of overflow: max|x| · ‖x/max|x|‖."""
+    largest = x.abs().amax(dim=1)
+    safe = torch.where(largest > 0, largest, 1.0)
+    lengths: Tensor = torch.linalg.vector_norm(x / safe[:, None], dim=1)
+    return largest * lengths
+
+
+def directions(x: Tensor) -> Tensor:
+    """x̂_i = x_i/‖x_i‖ of the rows with ‖x_i‖ > 0."""
+    x = x[(x != 0).any(dim=1)]
+    x = x / x.abs().amax(dim=1, keepdim=True)
+    units: Tensor = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return units
+
+
+def row_moments(x: Tensor, mask: Tensor | None = None) -> RowMoments:
+    """Sums over rows, each written out (state S1)."""
+    finite = torch.isfinite(x.to(torch.float64)).all(dim=1)
+    masked = torch.zeros_like(finite) if mask is None else ~mask
+    rows = kept_rows(x, mask)
+    units, lengths = directions(rows), norms(rows)
+    empty = RowMoments.zeros(x.shape[1])
+    return RowMoments(
+        sums=torch.stack([rows.sum(0), units.sum(0), (rows**2).sum(0), (units**2).sum(0)]),
+        norm_sums=torch.stack([lengths.sum(), (lengths**2).sum(), (lengths**4).sum()]),
+        norm_range=torch.stack([lengths.min(), lengths.max()]) if len(rows) else empty.norm_range,
+        abs_max=rows.abs().amax(dim=0) if len(rows) else empty.abs_max,
+        counts=torch.tensor(
+            [
+                len(rows),
+                len(rows) - len(units),
+                int((~finite & ~masked).sum()),
+                int(masked.sum()),
+            ]
+        ),
+    )
+
+
+def gram(x: Tensor, mask: Tensor | None = None, *, normalize: bool = False) -> Tensor:
+    """Σxxᵀ, or Σx̂x̂ᵀ when normalised, [d, d]."""
+    rows = kept_rows(x, mask)
+    rows = directions(rows) if normalize else rows
+    return rows.T @ rows
+
+
+def cosine_mean_var(x: Tensor) -> tuple[float, float]:
+    """Mean and variance of the cosine over all pairs i ≠ j, pair by pair; O(N²) work."""
+    units = directions(kept_rows(x))
+    n = len(units)
+    if n < 2:
+        return math.nan, math.nan
+    mean = sum(_off_diagonal(units, i).sum().item() for i in _blocks(n)) / (n * (n - 1))
+    squares = sum(((_off_diagonal(units, i) - mean) ** 2).sum().item() for i in _blocks(n))
+    return mean, squares / (n * (n - 1))
+
+
+def _blocks(n: int) -> list[slice]:
+    return [slice(i, min(n, i + _PAIR_BLOCK)) for i in range(0, n, _PAIR_BLOCK)]
+
+
+def _off_diagonal(units: Tensor, rows: slice) -> Tensor:
+    """Cosines of the block's rows with all other rows, the pairs (i, i) left out."""
+    cosines = units[rows] @ units.T
+    other = torch.ones_like(cosines, dtype=torch.bool)
+    index = torch.arange(rows.start, rows.stop)
+    other[index - rows.start, index] = False
+    return cosines[other]
+
+
+def contributions(x: Tensor) -> Tensor:
+    """Share of each dimension in the mean cosine: mean over i ≠ j of x̂_ik x̂_jk, [d]."""
+    units = directions(kept_rows(x))
+    n = len(units)
+    return torch.stack(
+        [(torch.outer(c, c).sum() - (c * c).sum()) / (n * (n - 1)) for c in units.T]
+    )
+
+
+def singular_values(x: Tensor) -> Tensor:
+    """σ of the kept rows, uncentred, descending, by an SVD of the rows."""
+    sigma: Tensor = torch.linalg.svdvals(kept_rows(x))
+    return sigma
+
+
+def covariance_eigenvalues(x: Tensor) -> Tensor:
+    """λ of the covariance (1/N) of the kept rows, descending, by an SVD of the centred rows."""
+    rows = kept_rows(x)
+    sigma = torch.linalg.svdvals(rows - rows.mean(dim=0))
+    spectrum = torch.zeros(x.shape[1], dtype=torch.float64)
+    spectrum[: len(sigma)] = sigma**2 / len(rows)
+    return spectrum
+
+
+def entropy(weights: Tensor) -> float:
+    """H(p) = −Σ p log p of the weights scaled to sum 1, in nats."""
+    p = weights[weights > 0] / weights.sum()
+    return float(-(p * p.log()).sum())
+
+
+def alpha_req(eigenvalues: Tensor) -> float:
+    """α of λ_j ∝ j^−α: weighted least squares of log λ_j on log j, j = 10..100, weights 1/j."""
+    j = torch.arange(10, min(100, len(eigenvalues)) + 1, dtype=torch.float64)
+    weights = torch.diag(1 / j)
+    design = torch.stack([j.log(), torch.ones_like(j)], dim=1)
+    target = eigenvalues[9 : 9 + len(j)].log()
+    slope, _ = torch.linalg.solve(design.T @ weights @ design, design.T @ weights @ target)
+    return -float(slope)
+
+
+def layer_metrics(x: Tensor) -> dict[str, float]:
+    """Every metric of one layer from its rows [N, d], each by its definition."""
+    rows, dim = kept_rows(x), x.shape[1]
+    lengths, sigma, lam = norms(rows), singular_values(x), covariance_eigenvalues(x)
+    mean, var = cosine_mean_var(x)
+    density = torch.linalg.eigvalsh(gram(x, normalize=True) / len(directions(rows)))
+    drift = float(torch.linalg.vector_norm(rows.mean(dim=0)))
+    energy = sigma**2
+    deviation = sigma - sigma.mean()
+    participation = float(lam.sum() ** 2 / (lam**2).sum())
+    return {
+        "mean_cosine": mean,
+        "var_cosine": var,
+        "std_cosine": math.sqrt(var),
+        "drift_norm": drift,
+        "mean_norm": float(lengths.mean()),
+        "rms_norm": float((lengths**2).mean().sqrt()),
+        "relative_drift": drift / float(lengths.mean()),
+        **{f"explained_variance_{k}": float(energy[:k].sum() / energy.sum()) for k in (1, 3, 10)},
+        "rankme": math.exp(entropy(sigma)),
+        "singular_entropy_kl": math.log(dim) - entropy(sigma),
+        "stable_rank": float(energy.sum() / energy[0]),
+        "sv_skewness": float((deviation**3).mean() / (deviation**2).mean() ** 1.5),
+        "sv_median_ratio": float(sigma.quantile(0.5) / sigma[0]),
+        "alpha_req": alpha_req(lam),
+        "participation_ratio": participation,
+        "isoscore": (participation - 1) / (dim - 1),
+        "spectral_anisotropy": float(lam[0] / lam.sum()),
+        "effective_rank": math.exp(entropy(lam)),
+        "von_neumann_entropy": entropy(density),
+        "renyi2_entropy": -math.log(float((density**2).sum())),
+    }

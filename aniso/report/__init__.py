@@ -1,0 +1,5 @@
+"""What an analysis found: a terminal table, `results.json` and a self-contained HTML page."""
+
+from aniso.report._report import Report
+
+__all__ = ["Report"]

@@ -1,0 +1,113 @@
+"""The result of an analysis, and the files made of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aniso._files import write_atomic
+from aniso.report._plain import plain
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from aniso.metrics import LayerMetrics
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """Metrics of every layer, with where they came from.
+
+    Attributes:
+        layers: Module path to metrics, in order of execution, the embedding layer first.
+        provenance: What was analysed, by which versions, when. Values need not be JSON types.
+        notes: Sentences the reader has to know before believing a number.
+    """
+
+    layers: dict[str, LayerMetrics]
+    provenance: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def results(self) -> dict[str, Any]:
+        """Return what `results.json` holds: JSON types only, an undefined number is None."""
+        return {
+            "schema": SCHEMA,
+            "layers": [_layer_entry(name, layer) for name, layer in self.layers.items()],
+            "provenance": plain(self.provenance),
+        }
+
+    def to_json(self) -> str:
+        """Return `results()` as strict JSON (no NaN), every number in full precision."""
+        return json.dumps(self.results(), allow_nan=False, indent=1) + "\n"
+
+    def to_html(self) -> str:
+        """Return one self-contained page: tables, plots as inline SVG, formulas, citations.
+
+        Raises:
+            ImportError: matplotlib or jinja2 is not installed (`pip install "aniso[report]"`).
+        """
+        missing = self.missing_extra()
+        if missing is not None:
+            raise ImportError(missing)
+        from aniso.report._html import render_html
+
+        return render_html(self)
+
+    def table(self, width: int = 80) -> Table:
+        """Return a rich table of the main metrics that fits `width` columns."""
+        from aniso.report._table import metrics_table
+
+        return metrics_table(self.layers, width)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write `results.json`, and `report.html` where the report extra is installed.
+
+        Each file appears whole or not at all. `missing_extra()` says why there is no HTML.
+
+        Args:
+            folder: Where to write; made if it is not there.
+
+        Returns:
+            The paths written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        contents = {"results.json": self.to_json()}
+        if self.missing_extra() is None:
+            contents["report.html"] = self.to_html()
+        for name, text in contents.items():
+            write_atomic(folder / name, text.encode("utf-8", "replace"))
+        return [folder / name for name in contents]
+
+    @staticmethod
+    def missing_extra() -> str | None:
+        """Return what to install for the HTML report, or None if nothing is missing."""
+        try:
+            import jinja2  # noqa: F401
+            import matplotlib  # noqa: F401
+        except ImportError as error:
+            missing = error.name or "matplotlib or jinja2"
+            return f'The HTML report needs {missing}: pip install "aniso[report]".'
+        return None
+
+    def __str__(self) -> str:
+        """Return the table as plain text, 80 columns wide."""
+        from aniso.report._table import plain_text
+
+        return plain_text(self.table())
+
+
+def _layer_entry(name: str, layer: LayerMetrics) -> dict[str, Any]:
+    entry = {
+        "name": name,
+        "dim": int(layer.dim),
+        "counts": plain(layer.counts),
+        "metrics": plain(layer.metrics),
+    }
+    if layer.resolution_floor is not None:
+        entry["resolution_floor"] = plain(layer.resolution_floor)
+    return entry

@@ -1,0 +1,88 @@
+"""The plot of all singular spectra."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aniso.report._axes import depth_colors, depth_scale, log_axis, new_figure
+from aniso.report._svg import COLOR
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from aniso.metrics import LayerMetrics
+
+POINTS = 70
+FAR = 30  # a floor this many times under the spectrum would only stretch the axis
+NOTE: dict[str, Any] = {"fontsize": 8, "color": COLOR["muted"], "va": "bottom"}
+
+
+def draw_spectra(layers: Mapping[str, LayerMetrics]) -> Figure | None:
+    """Draw σ_k/σ₁ of every layer over k, and the floor under which it is rounding noise."""
+    spectra = [_relative(layer) for layer in layers.values()]
+    drawn = [spectrum for spectrum in spectra if spectrum is not None]
+    if not drawn:
+        return None
+    figure = new_figure()
+    ax = figure.add_subplot()
+    ax.set(xscale="log", yscale="log", xlabel="index k of the singular value", ylabel="σₖ / σ₁")
+    colors = depth_colors(len(layers))
+    for spectrum, color in zip(spectra, colors, strict=True):
+        if spectrum is not None:
+            _curve(ax, spectrum[0], color, thin=len(drawn) > 12)
+    _floors(ax, spectra, colors)
+    log_axis(ax.xaxis)
+    log_axis(ax.yaxis)
+    depth_scale(ax, list(layers))
+    return figure
+
+
+def _relative(layer: LayerMetrics) -> tuple[np.ndarray, float] | None:
+    values = layer.singular_values
+    if values is None or not len(values) or not np.isfinite(values[0]) or values[0] <= 0:
+        return None
+    floor = layer.resolution_floor or 0.0
+    return np.asarray(values, dtype=float) / values[0], floor / float(values[0])
+
+
+def _curve(ax: Axes, spectrum: np.ndarray, color: str, thin: bool) -> None:
+    kept = _sample(len(spectrum))
+    values = np.where(spectrum > 0, spectrum, np.nan)[kept]
+    marker = "o" if len(spectrum) == 1 else None
+    ax.plot(kept + 1, values, color=color, linewidth=1.0 if thin else 1.5, marker=marker)
+
+
+def _sample(count: int) -> np.ndarray:
+    """Return positions dense at both ends, where a spectrum bends."""
+    steps = np.geomspace(1, count, POINTS).astype(int)
+    return np.unique(np.concatenate([steps - 1, count - steps]))
+
+
+def _floors(ax: Axes, spectra: list[tuple[np.ndarray, float] | None], colors: list[str]) -> None:
+    floors = [spectrum[1] if spectrum is not None else 0.0 for spectrum in spectra]
+    known = [floor for floor in floors if floor > 0]
+    lowest = min(_bulk_end(spectrum[0]) for spectrum in spectra if spectrum is not None)
+    if not known or max(known) < lowest / FAR:
+        ax.set_ylim(lowest / 4, 1.5)
+        if known:
+            note = f"resolution floor below the axis, at most {max(known):.1e}"
+            ax.text(0.015, 0.03, note, transform=ax.transAxes, **NOTE)
+        return
+    for floor, color in zip(floors, colors, strict=True):
+        if floor > 0:
+            ax.axhline(floor, color=color, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.8)
+    ax.set_ylim(min(min(known) / 2, max(lowest / 2, min(known) / 8)), 1.5)
+    height = ax.get_yaxis_transform()
+    ax.text(0.01, max(known) * 1.1, "resolution floor", transform=height, **NOTE)
+
+
+def _bulk_end(spectrum: np.ndarray) -> float:
+    """Return where a spectrum ends but for its last percent, which may be a drop to zero."""
+    positive = spectrum[spectrum > 0]
+    last = min(int(0.99 * (len(spectrum) - 1)), len(positive) - 1)
+    return float(positive[last])

@@ -1,0 +1,60 @@
+"""State files: safetensors with a schema version, the sources and who wrote them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from aniso._files import atomic_path
+from aniso.errors import InputError
+from aniso.state.sources import Sources
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KIND = "aniso.LayerState"
+_SCHEMA = 1
+
+
+def save_state(
+    path: str | Path, tensors: dict[str, Tensor], sources: Sources, layer: str | None
+) -> None:
+    """Writes the accumulators and where their rows came from, atomically."""
+    metadata = {
+        "kind": _KIND,
+        "schema": str(_SCHEMA),
+        "sources": sources.to_json(),
+        "aniso": version("aniso"),
+    }
+    if layer is not None:
+        metadata["layer"] = layer
+    with atomic_path(Path(path)) as temporary:
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+
+
+def load_state(path: str | Path) -> tuple[dict[str, Tensor], Sources]:
+    """Reads what `save_state` wrote.
+
+    Raises:
+        InputError: no such file, not a state, damaged, or of a newer schema.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("kind") != _KIND:
+                raise InputError(f"{path} is no aniso state; pass a *.state.safetensors file")
+            if int(metadata["schema"]) > _SCHEMA:
+                raise InputError(
+                    f"{path} has schema {metadata['schema']}, this aniso reads up to {_SCHEMA}; "
+                    "upgrade aniso"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputError(f"there is no state file {path}") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as safetensors ({error})") from error
+    return tensors, Sources.from_json(metadata["sources"])

@@ -1,0 +1,172 @@
+"""The additive statistics of one layer: state(A ∪ B) = state(A) + state(B)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from aniso.errors import InputError
+from aniso.metrics import LayerMetrics, layer_metrics
+from aniso.moments import RowMoments
+from aniso.ops import gram_into, row_moments_into
+from aniso.ops._arrays import as_tensor, check_mask, check_rows
+from aniso.state.file import load_state, save_state
+from aniso.state.sources import Block, Sources
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+class LayerState:
+    """Sums over the rows of one layer, from which every exact metric follows.
+
+    Float64 throughout: O(d) numbers, and two d × d Gram matrices when `gram`.
+
+    Args:
+        dim: d, the width of the rows.
+        gram: Keep Σxxᵀ and Σx̂x̂ᵀ: variance of the cosine and all spectra need them.
+        device: Where the sums live; rows are brought there.
+
+    Raises:
+        InputError: dim is not positive.
+
+    Example:
+        >>> state = LayerState(4)
+        >>> state.update(torch.eye(4))
+        >>> state.compute().metrics["mean_cosine"]
+        0.0
+    """
+
+    def __init__(
+        self, dim: int, *, gram: bool = True, device: torch.device | str = "cpu"
+    ) -> None:
+        if dim < 1:
+            raise InputError(f"dim is {dim}; it is the width of the rows, at least 1")
+        self.moments = RowMoments.zeros(dim, device)
+        self.raw_gram: Tensor | None = None
+        self.unit_gram: Tensor | None = None
+        if gram:
+            self.raw_gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+            self.unit_gram = torch.zeros_like(self.raw_gram)
+        self.sources = Sources()
+
+    @property
+    def dim(self) -> int:
+        """d, the width of the rows."""
+        return int(self.moments.sums.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums live."""
+        device: torch.device = self.moments.sums.device
+        return device
+
+    def update(self, x: Any, mask: Any = None, *, block: Block | None = None) -> None:
+        """Adds rows.
+
+        Args:
+            x: Rows, [n, d] or [..., d], float64/float32/float16/bfloat16.
+            mask: Rows to keep, bool, x's shape without its last axis.
+            block: Where the rows come from; rows of a known block never count twice.
+
+        Raises:
+            InputError: another width or dtype, a mask of another shape, or rows counted already.
+
+        Time O(n d²), or O(n d) without the Gram. The sums do not depend on the order of updates
+        beyond rounding.
+        """
+        rows = as_tensor(x)
+        rows = rows.reshape(-1, rows.shape[-1]) if rows.ndim > 2 else rows
+        check_rows(rows)
+        if rows.shape[1] != self.dim:
+            raise InputError(f"rows have {rows.shape[1]} columns, this state has dim {self.dim}")
+        sources = self.sources if block is None else self.sources.add(block)
+        rows = rows.to(self.device)
+        kept = None if mask is None else check_mask(as_tensor(mask, "mask").reshape(-1), rows)
+        row_moments_into(rows, kept, *self.moments.tensors())
+        if self.raw_gram is not None:
+            gram_into(rows, kept, self.raw_gram, self.unit_gram)
+        self.sources = sources
+
+    def merge(self, other: LayerState) -> LayerState:
+        """The state of both row sets; neither operand changes.
+
+        Raises:
+            InputError: other width, only one has a Gram, or both hold the same source rows.
+        """
+        if (other.dim, other.raw_gram is None) != (self.dim, self.raw_gram is None):
+            raise InputError(
+                f"cannot merge {_shape(self)} with {_shape(other)}; both must have the same"
+            )
+        merged = LayerState(self.dim, gram=False, device=self.device)
+        merged.sources = self.sources.merge(other.sources)
+        merged.moments = self.moments.merge(other.moments.map(lambda t: t.to(self.device)))
+        merged.raw_gram = _sum(self.raw_gram, other.raw_gram)
+        merged.unit_gram = _sum(self.unit_gram, other.unit_gram)
+        return merged
+
+    def __add__(self, other: LayerState) -> LayerState:
+        """Same as `merge`."""
+        return self.merge(other)
+
+    def reset(self) -> None:
+        """Forgets all rows."""
+        self.load_state_dict(
+            LayerState(self.dim, gram=self.raw_gram is not None, device=self.device).state_dict()
+        )
+        self.sources = Sources()
+
+    def compute(self) -> LayerMetrics:
+        """All metrics of the rows seen so far. Time O(d³)."""
+        return layer_metrics(self.moments, self.raw_gram, self.unit_gram)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The accumulators by name; they share memory with the state."""
+        tensors = dict(vars(self.moments))
+        if self.raw_gram is not None and self.unit_gram is not None:
+            tensors |= {"raw_gram": self.raw_gram, "unit_gram": self.unit_gram}
+        return tensors
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over accumulators as `state_dict` gives them.
+
+        Raises:
+            InputError: names or shapes that do not belong to this state.
+        """
+        own = self.state_dict()
+        shapes = {name: (t.shape, t.dtype) for name, t in tensors.items()}
+        if shapes != {name: (t.shape, t.dtype) for name, t in own.items()}:
+            raise InputError(f"the tensors {sorted(tensors)} are not those of {_shape(self)}")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    def save(self, path: str | Path, *, layer: str | None = None) -> None:
+        """Writes the state to a safetensors file, atomically, with schema and sources."""
+        save_state(path, self.state_dict(), self.sources, layer)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LayerState:
+        """Reads a state that `save` wrote.
+
+        Raises:
+            InputError: no such file, not a state, damaged, or of a newer schema.
+        """
+        tensors, sources = load_state(path)
+        state = cls(tensors["sums"].shape[1], gram="raw_gram" in tensors)
+        state.load_state_dict(tensors)
+        state.sources = sources
+        return state
+
+    def __repr__(self) -> str:
+        return f"<LayerState {_shape(self)}, {self.moments.rows} rows>"
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a + b.to(a.device)
+
+
+def _shape(state: LayerState) -> str:
+    return f"dim {state.dim} {'without' if state.raw_gram is None else 'with'} Gram"

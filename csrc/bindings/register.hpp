@@ -1,0 +1,11 @@
+// Every op registers itself with one function; module.cpp calls them all.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace aniso {
+
+void register_ceilings(pybind11::module_& m);
+void register_row_moments(pybind11::module_& m);
+
+}  // namespace aniso

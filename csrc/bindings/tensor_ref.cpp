@@ -1,0 +1,120 @@
+#include "bindings/tensor_ref.hpp"
+
+namespace aniso {
+namespace {
+
+/// The array's capsule; asks for the versioned form first (read-only arrays exist only there).
+py::object request_capsule(const py::object& array, const char* name) {
+  if (!py::hasattr(array, "__dlpack__")) {
+    throw py::type_error(std::string(name) + " is a " + Py_TYPE(array.ptr())->tp_name +
+                         "; pass an array with __dlpack__ (torch, NumPy, CuPy, JAX)");
+  }
+  const py::object method = array.attr("__dlpack__");
+  const auto device = array.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  py::dict options;
+  // -1: no synchronisation; the caller passes the stream the kernel runs on.
+  if (device.first == dlpack::kCUDA) options["stream"] = -1;
+  py::dict versioned(options);
+  versioned["max_version"] = py::make_tuple(1, 0);
+  try {
+    return method(**versioned);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+    return method(**options);  // a producer from before DLPack 1.0
+  }
+}
+
+}  // namespace
+
+TensorRef::TensorRef(const py::object& array, const char* name)
+    : name_(name), capsule_(request_capsule(array, name)) {
+  // The capsule keeps its name: its own destructor frees the tensor when capsule_ goes.
+  if (PyCapsule_IsValid(capsule_.ptr(), "dltensor_versioned")) {
+    auto* managed = static_cast<dlpack::ManagedVersioned*>(
+        PyCapsule_GetPointer(capsule_.ptr(), "dltensor_versioned"));
+    if (managed->major != 1) refuse("comes in an unknown DLPack version");
+    tensor_ = &managed->tensor;
+    read_only_ = (managed->flags & dlpack::kReadOnly) != 0;
+  } else if (PyCapsule_IsValid(capsule_.ptr(), "dltensor")) {
+    tensor_ =
+        &static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"))->tensor;
+  } else {
+    refuse("gave no DLPack capsule");
+  }
+  const int32_t device = tensor_->device_type;
+  if (device != dlpack::kCPU && device != dlpack::kCUDA && device != dlpack::kCUDAHost) {
+    refuse("lies on a device this build has no kernels for; move it to CPU or CUDA");
+  }
+}
+
+void TensorRef::refuse(const std::string& what) const {
+  throw py::value_error(std::string(name_) + " " + what);
+}
+
+int64_t TensorRef::stride(int axis) const {
+  if (tensor_->strides != nullptr) return tensor_->strides[axis];
+  int64_t step = 1;
+  for (int i = tensor_->ndim - 1; i > axis; --i) step *= tensor_->shape[i];
+  return step;
+}
+
+bool TensorRef::contiguous() const {
+  int64_t step = 1;
+  for (int i = tensor_->ndim - 1; i >= 0; --i) {
+    if (tensor_->shape[i] > 1 && stride(i) != step) return false;
+    step *= tensor_->shape[i];
+  }
+  return true;
+}
+
+int64_t TensorRef::bytes() const {
+  if (!contiguous()) refuse("must be contiguous");
+  int64_t total = tensor_->bits / 8;
+  for (int i = 0; i < tensor_->ndim; ++i) total *= tensor_->shape[i];
+  return total;
+}
+
+RowsView TensorRef::rows() const {
+  if (tensor_->ndim != 2) {
+    refuse("has " + std::to_string(tensor_->ndim) + " dimensions; rows are [n, d]");
+  }
+  DType dtype = DType::f64;
+  if (tensor_->code == dlpack::kBfloat && tensor_->bits == 16) {
+    dtype = DType::bf16;
+  } else if (tensor_->code == dlpack::kFloat && tensor_->bits == 16) {
+    dtype = DType::f16;
+  } else if (tensor_->code == dlpack::kFloat && tensor_->bits == 32) {
+    dtype = DType::f32;
+  } else if (tensor_->code != dlpack::kFloat || tensor_->bits != 64) {
+    refuse("must be float64, float32, float16 or bfloat16");
+  }
+  if (size(1) > 1 && stride(1) != 1) refuse("must have its columns side by side");
+  return {data(), dtype, size(0), size(1), stride(0)};
+}
+
+MaskView TensorRef::mask(int64_t n) const {
+  if (tensor_->code != dlpack::kBool || tensor_->bits != 8 || tensor_->ndim != 1 || size(0) != n) {
+    refuse("must be a bool per row: [" + std::to_string(n) + "]");
+  }
+  return {reinterpret_cast<const uint8_t*>(data()), stride(0)};
+}
+
+void* TensorRef::accumulator(int64_t count, uint8_t code) const {
+  const bool fits = tensor_->code == code && tensor_->bits == 64 && contiguous() &&
+                    bytes() == count * 8;
+  if (!fits || read_only_) {
+    refuse("must be a writable, contiguous accumulator of " + std::to_string(count) + " " +
+           (code == dlpack::kFloat ? "float64" : "int64") + " values");
+  }
+  return data();
+}
+
+double* TensorRef::doubles(int64_t count) const {
+  return static_cast<double*>(accumulator(count, dlpack::kFloat));
+}
+
+int64_t* TensorRef::integers(int64_t count) const {
+  return static_cast<int64_t*>(accumulator(count, dlpack::kInt));
+}
+
+}  // namespace aniso

@@ -1,0 +1,49 @@
+// The one place that knows both Python and tensors: any object with __dlpack__ becomes a pointer,
+// a shape and strides, checked against what a kernel asks for.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+
+#include "bindings/dlpack.hpp"
+#include "common/rows_view.hpp"
+
+namespace aniso {
+
+namespace py = pybind11;
+
+/// A tensor borrowed through DLPack for the duration of a call.
+class TensorRef {
+ public:
+  /// `name` is the argument's name, for error sentences.
+  TensorRef(const py::object& array, const char* name);
+
+  bool on_cuda() const { return tensor_->device_type == dlpack::kCUDA; }
+  int device_id() const { return tensor_->device_id; }
+  int64_t size(int axis) const { return tensor_->shape[axis]; }
+  int64_t bytes() const;
+  char* data() const { return static_cast<char*>(tensor_->data) + tensor_->byte_offset; }
+
+  /// As rows [n, d]: two dimensions, a floating dtype, columns side by side.
+  RowsView rows() const;
+  /// As a mask of `n` booleans.
+  MaskView mask(int64_t n) const;
+  /// As a writable, contiguous accumulator of `count` float64 or int64 values.
+  double* doubles(int64_t count) const;
+  int64_t* integers(int64_t count) const;
+
+ private:
+  int64_t stride(int axis) const;
+  bool contiguous() const;
+  void* accumulator(int64_t count, uint8_t code) const;
+  [[noreturn]] void refuse(const std::string& what) const;
+
+  const char* name_;
+  py::object capsule_;  // owns the memory until this object dies
+  const dlpack::Tensor* tensor_ = nullptr;
+  bool read_only_ = false;
+};
+
+}  // namespace aniso

@@ -1,0 +1,11 @@
+// The read bandwidth this machine really has: the ceiling of every one-pass kernel.
+#pragma once
+
+#include <cstdint>
+
+namespace aniso::cpu {
+
+/// Reads all bytes once on `threads` threads and returns a digest, so that no load can be dropped.
+uint64_t read_stream(const void* data, int64_t bytes, int threads);
+
+}  // namespace aniso::cpu

@@ -1,0 +1,72 @@
+#include "cpu/row_moments.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "common/parallel.hpp"
+
+namespace aniso::cpu {
+namespace {
+
+// Below this many elements per thread, starting the thread (~20 us) costs more than it saves.
+constexpr int64_t kElementsPerThread = int64_t{1} << 17;
+
+/// Accumulators of one thread, merged in the order of the parts.
+class PartialMoments {
+ public:
+  explicit PartialMoments(int64_t d)
+      : d_(d), doubles_(5 * d + 5, 0.0), scratch_(ROW_MOMENTS_GROUP * d) {
+    view().norm_range[0] = std::numeric_limits<double>::infinity();
+  }
+
+  RowMomentsView view() {
+    double* base = doubles_.data();
+    return {base, base + 5 * d_, base + 5 * d_ + 3, base + 4 * d_, counts_};
+  }
+
+  float* scratch() { return scratch_.data(); }
+
+  void add_to(const RowMomentsView& out) {
+    const RowMomentsView part = view();
+    for (int64_t k = 0; k < 4 * d_; ++k) out.sums[k] += part.sums[k];
+    for (int64_t k = 0; k < d_; ++k) out.abs_max[k] = std::max(out.abs_max[k], part.abs_max[k]);
+    for (int k = 0; k < 3; ++k) out.norm_sums[k] += part.norm_sums[k];
+    out.norm_range[0] = std::min(out.norm_range[0], part.norm_range[0]);
+    out.norm_range[1] = std::max(out.norm_range[1], part.norm_range[1]);
+    for (int k = 0; k < 4; ++k) out.counts[k] += part.counts[k];
+  }
+
+ private:
+  int64_t d_;
+  std::vector<double> doubles_;
+  std::vector<float> scratch_;
+  int64_t counts_[4] = {0, 0, 0, 0};
+};
+
+using PartFunction = void (*)(const RowsView&, const MaskView&, int64_t, int64_t,
+                              const RowMomentsView&, float*);
+
+PartFunction part_function([[maybe_unused]] Isa isa) {
+#ifdef ANISO_X86
+  if (isa == Isa::avx512) return avx512::row_moments_part;
+  if (isa == Isa::avx2) return avx2::row_moments_part;
+#endif
+  return baseline::row_moments_part;
+}
+
+}  // namespace
+
+void row_moments(const RowsView& rows, const MaskView& mask, const RowMomentsView& out, int threads,
+                 Isa isa) {
+  const int64_t useful = rows.n * rows.d / kElementsPerThread;
+  const int parts = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
+  const PartFunction run = part_function(isa);
+  std::vector<PartialMoments> partial(parts, PartialMoments(rows.d));
+  parallel_parts(rows.n, parts, [&](int part, int64_t begin, int64_t end) {
+    run(rows, mask, begin, end, partial[part].view(), partial[part].scratch());
+  });
+  for (auto& part : partial) part.add_to(out);
+}
+
+}  // namespace aniso::cpu

@@ -1,0 +1,28 @@
+// Sums over rows (formulas.md, state S1) in a single read of x.
+#pragma once
+
+#include "common/row_moments_view.hpp"
+#include "common/rows_view.hpp"
+#include "cpu/isa.hpp"
+
+namespace aniso::cpu {
+
+/// Adds the moments of all kept rows to `out`, on up to `threads` threads.
+void row_moments(const RowsView& rows, const MaskView& mask, const RowMomentsView& out, int threads,
+                 Isa isa);
+
+/// Rows the kernel holds at once; its scratch is this many rows of float32.
+constexpr int ROW_MOMENTS_GROUP = 16;
+
+// One serial pass over rows [begin, end) into fresh accumulators, once per instruction set.
+#define ANISO_DECLARE_PART(isa)                                                        \
+  namespace isa {                                                                      \
+  void row_moments_part(const RowsView&, const MaskView&, int64_t begin, int64_t end,  \
+                        const RowMomentsView&, float* scratch);                        \
+  }
+ANISO_DECLARE_PART(baseline)
+ANISO_DECLARE_PART(avx2)
+ANISO_DECLARE_PART(avx512)
+#undef ANISO_DECLARE_PART
+
+}  // namespace aniso::cpu
