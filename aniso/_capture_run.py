@@ -31,13 +31,17 @@ def capture_texts(
     batch_size: int = 32,
     progress: ProgressMode = True,
 ) -> Report:
-    """Captures a model on texts and reports on every layer; see `capture` for the arguments.
+    """Captures a model on texts and reports on every layer.
 
     Args:
         loaded: The model, from `load_model`.
         texts: What to run.
         provenance: What the report says of model and text.
+        layers: Names, globs or positions of the layers.
         out: Folder for results.json, report.html and the states.
+        save: Folder of a dump to write the rows to as well.
+        exclude_special_tokens: Leave out [CLS], [SEP] and the like.
+        gram: Keep second moments.
         batch_size: Texts per call of the model.
         progress: Show progress on stderr; "json" for JSON lines.
     """

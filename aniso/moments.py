@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,12 +38,12 @@ class RowMoments:
     @classmethod
     def zeros(cls, dim: int, device: torch.device | str = "cpu") -> RowMoments:
         """The moments of no rows: the neutral element of `merge`."""
-        double = {"dtype": torch.float64, "device": device}
+        double = partial(torch.zeros, dtype=torch.float64, device=device)
         return cls(
-            sums=torch.zeros(4, dim, **double),
-            norm_sums=torch.zeros(3, **double),
-            norm_range=torch.tensor([torch.inf, 0.0], **double),
-            abs_max=torch.zeros(dim, **double),
+            sums=double(4, dim),
+            norm_sums=double(3),
+            norm_range=torch.tensor([torch.inf, 0.0], dtype=torch.float64, device=device),
+            abs_max=double(dim),
             counts=torch.zeros(4, dtype=torch.int64, device=device),
         )
 

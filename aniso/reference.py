@@ -100,9 +100,7 @@ def contributions(x: Tensor) -> Tensor:
     """Share of each dimension in the mean cosine: mean over i ≠ j of x̂_ik x̂_jk, [d]."""
     units = directions(kept_rows(x))
     n = len(units)
-    return torch.stack(
-        [(torch.outer(c, c).sum() - (c * c).sum()) / (n * (n - 1)) for c in units.T]
-    )
+    return torch.stack([(torch.outer(c, c).sum() - (c * c).sum()) / (n * (n - 1)) for c in units.T])
 
 
 def singular_values(x: Tensor) -> Tensor:

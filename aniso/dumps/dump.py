@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from aniso.errors import InputError
 from aniso.state import Block
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator
 
     import torch

@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from aniso.metrics import cosine, drift, spectrum
 from aniso.metrics._registry import METRICS
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from aniso.moments import RowMoments

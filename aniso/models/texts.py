@@ -55,9 +55,7 @@ def load_model(
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
-        raise InputError(
-            'running a model needs transformers; pip install "aniso[hf]"'
-        ) from error
+        raise InputError('running a model needs transformers; pip install "aniso[hf]"') from error
     disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from aniso.errors import InputError
 
@@ -33,7 +34,7 @@ def as_tensor(x: Any, name: str = "x") -> Tensor:
             f"{name} is a {type(x).__name__}; pass an array with __dlpack__ "
             "(torch, NumPy, CuPy, JAX)"
         )
-    return torch.from_dlpack(x)
+    return from_dlpack(x)
 
 
 def _from_numpy(x: np.ndarray[Any, Any], name: str) -> Tensor:

@@ -79,7 +79,7 @@ def _crowded(labels: Sequence[str]) -> bool:
     return sum(len(label) + 2 for label in labels) > 66
 
 
-def log_axis(axis: Any) -> None:  # noqa: ANN401
+def log_axis(axis: Any) -> None:
     """Label a logarithmic axis without math text: 10⁻³, small numbers as they are."""
     axis.set_major_formatter(lambda value, _: _power(value))
     axis.set_minor_formatter(NullFormatter())

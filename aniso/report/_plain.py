@@ -13,7 +13,7 @@ EMPTY = "–"
 LISTED = 3
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401
+def plain(value: Any) -> Any:
     """Return `value` in JSON types: NaN and infinities are None, unknown objects their text."""
     if value is None or isinstance(value, bool | str):
         return value
@@ -32,7 +32,7 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     return value.isoformat() if isinstance(value, date) else str(value)
 
 
-def describe(value: Any) -> str:  # noqa: ANN401
+def describe(value: Any) -> str:
     """Return a provenance value as one line; of a long list, its head and the number left."""
     value = plain(value)
     if isinstance(value, dict):

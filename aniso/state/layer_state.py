@@ -40,9 +40,7 @@ class LayerState:
         0.0
     """
 
-    def __init__(
-        self, dim: int, *, gram: bool = True, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, dim: int, *, gram: bool = True, device: torch.device | str = "cpu") -> None:
         if dim < 1:
             raise InputError(f"dim is {dim}; it is the width of the rows, at least 1")
         self.moments = RowMoments.zeros(dim, device)
