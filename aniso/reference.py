@@ -14,6 +14,8 @@ import torch
 from aniso.moments import RowMoments
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 _PAIR_BLOCK = 2048
@@ -78,22 +80,21 @@ def cosine_mean_var(x: Tensor) -> tuple[float, float]:
     n = len(units)
     if n < 2:
         return math.nan, math.nan
-    mean = sum(_off_diagonal(units, i).sum().item() for i in _blocks(n)) / (n * (n - 1))
-    squares = sum(((_off_diagonal(units, i) - mean) ** 2).sum().item() for i in _blocks(n))
-    return mean, squares / (n * (n - 1))
+    pairs = n * (n - 1)
+    mean = sum(_off_diagonal_sum(units, i, lambda c: c) for i in _blocks(n)) / pairs
+    squares = sum(_off_diagonal_sum(units, i, lambda c: (c - mean) ** 2) for i in _blocks(n))
+    return mean, squares / pairs
 
 
 def _blocks(n: int) -> list[slice]:
     return [slice(i, min(n, i + _PAIR_BLOCK)) for i in range(0, n, _PAIR_BLOCK)]
 
 
-def _off_diagonal(units: Tensor, rows: slice) -> Tensor:
-    """Cosines of the block's rows with all other rows, the pairs (i, i) left out."""
-    cosines = units[rows] @ units.T
-    other = torch.ones_like(cosines, dtype=torch.bool)
-    index = torch.arange(rows.start, rows.stop)
-    other[index - rows.start, index] = False
-    return cosines[other]
+def _off_diagonal_sum(units: Tensor, rows: slice, f: Callable[[Tensor], Tensor]) -> float:
+    """Σ f(cos) of the block's rows with all other rows, the pairs (i, i) left out."""
+    values = f(units[rows] @ units.T)
+    values.diagonal(offset=rows.start).zero_()
+    return float(values.sum())
 
 
 def contributions(x: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from aniso.metrics.eigenvalues import descending_eigenvalues
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,7 +23,7 @@ _EPS = torch.finfo(torch.float64).eps
 
 def singular_values(raw_gram: Tensor, rows: int) -> Tensor:
     """The min(N, d) singular values of X as square roots of the eigenvalues of Σxxᵀ."""
-    eigenvalues = _descending_eigenvalues(raw_gram)
+    eigenvalues = descending_eigenvalues(raw_gram)
     return eigenvalues[: min(rows, len(eigenvalues))].sqrt()
 
 
@@ -39,7 +41,7 @@ def covariance_eigenvalues(raw_gram: Tensor, moments: RowMoments) -> Tensor:
     covariance = raw_gram / n - torch.outer(mean, mean)
     if float(covariance.trace()) <= len(raw_gram) * _EPS * float(raw_gram.trace()) / n:
         return raw_gram.new_empty(0)
-    return _descending_eigenvalues(covariance)
+    return descending_eigenvalues(covariance)
 
 
 def entropy(weights: Tensor) -> float:
@@ -128,18 +130,12 @@ def von_neumann_entropy(unit_gram: Tensor, directions: int) -> float:
     """−tr(ρ log ρ) with ρ = Ĝ/N, in nats."""
     if not directions:
         return math.nan
-    return entropy(_descending_eigenvalues(unit_gram / directions))
+    return entropy(descending_eigenvalues(unit_gram / directions))
 
 
 def renyi2_entropy(unit_gram: Tensor, directions: int) -> float:
     """−log ‖Ĝ/N‖_F², in nats."""
     return -math.log(float(((unit_gram / directions) ** 2).sum())) if directions else math.nan
-
-
-def _descending_eigenvalues(matrix: Tensor) -> Tensor:
-    """Of a positive semidefinite matrix: what rounding makes negative is zero."""
-    ascending: Tensor = torch.linalg.eigvalsh(matrix)
-    return ascending.flip(0).clamp(min=0.0)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from rows import assert_moments, close
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    T5Config,
+    T5Model,
+)
+
+import aniso
+from aniso import reference
+from aniso.models import hook_points, packaged_model, run_texts, verify_weights
+
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 50}
+
+
+def bert(layers=2):
+    config = BertConfig(num_hidden_layers=layers, num_attention_heads=2, **SMALL)
+    return BertModel(config, add_pooling_layer=False).eval()
+
+
+def gpt2():
+    return GPT2Model(GPT2Config(n_layer=3, n_head=2, n_embd=16, vocab_size=50)).eval()
+
+
+def llama():
+    config = LlamaConfig(num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, **SMALL)
+    return LlamaModel(config).eval()
+
+
+def batch(side="right"):
+    ids = torch.randint(5, 50, (3, 7))
+    mask = torch.ones(3, 7, dtype=torch.int64)
+    for row, padding in enumerate((0, 2, 4)):
+        if padding:
+            mask[row, slice(0, padding) if side == "left" else slice(7 - padding, 7)] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("make", [bert, gpt2, llama])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_states_are_those_of_the_hidden_states(make, side):
+    model, inputs = make(), batch(side)
+    with torch.no_grad(), aniso.capture(model) as run:
+        hidden = model(**inputs, output_hidden_states=True).hidden_states
+    states = run.finished()
+    assert len(states) == len(hidden) and run.layers[0] == "embeddings"
+    keep = inputs["attention_mask"].bool().reshape(-1)
+    # The last entry of decoders is after the final norm; the block's own output is before it.
+    last = len(hidden) if make is bert else len(hidden) - 1
+    for state, values in list(zip(states.values(), hidden, strict=True))[:last]:
+        expected = reference.row_moments(values.reshape(-1, 16), keep)
+        assert_moments(state.moments, expected)
+        assert state.moments.masked_rows == 6
+
+
+def test_several_calls_add_up():
+    model, batches = bert(), [batch(), batch("left")]
+    with torch.no_grad(), aniso.capture(model, "encoder.layer.1") as run:
+        hidden = [model(**b).last_hidden_state for b in batches]
+    rows = torch.cat([h[b["attention_mask"].bool()] for h, b in zip(hidden, batches, strict=True)])
+    state = run.states["encoder.layer.1"]
+    close(state.raw_gram, reference.gram(rows), len(rows))
+    assert run.compute()["encoder.layer.1"].counts["rows"] == len(rows)
+
+
+def test_tokens_left_out_by_id():
+    model, inputs = bert(), batch()
+    inputs["input_ids"][:, 0] = 1
+    with torch.no_grad(), aniso.capture(model, "embeddings", exclude_token_ids=[1]) as run:
+        model(**inputs)
+    assert run.states["embeddings"].moments.rows == 21 - 6 - 3
+    with aniso.capture(model, exclude_token_ids=[1]), pytest.raises(aniso.InputError, match="ids"):
+        model(inputs_embeds=torch.randn(1, 3, 16))
+
+
+def test_special_tokens_of_the_real_model(minilm, demo_texts):
+    texts = demo_texts[:20]
+    counts = []
+    for special in (False, True):
+        run = aniso.capture(minilm.model, 0, exclude_special_tokens=special, gram=False)
+        with run:
+            run_texts(minilm, texts, batch_size=7)
+        counts.append(run.states["embeddings"].moments.rows)
+    assert counts[0] - counts[1] == 2 * len(texts)
+
+
+def test_live_capture_equals_the_dump_it_wrote(minilm, demo_texts, tmp_path):
+    with aniso.capture(minilm.model, save=tmp_path / "dump") as run:
+        run_texts(minilm, demo_texts[:60])
+    report = aniso.analyze(tmp_path / "dump", progress=False)
+    live = run.compute()
+    assert (
+        list(report.layers)
+        == list(live)
+        == ["embeddings"] + [f"encoder.layer.{i}" for i in range(6)]
+    )
+    for name, layer in report.layers.items():
+        assert layer.counts["rows"] == live[name].counts["rows"]
+        for key, value in layer.metrics.items():
+            assert value == pytest.approx(live[name].metrics[key], rel=1e-10), (name, key)
+    for name, state in run.finished().items():
+        dumped = aniso.LayerState(state.dim)
+        for block in aniso.open_dump(tmp_path / "dump")[name].blocks():
+            dumped.update(block.rows)
+        for part, tensor in state.state_dict().items():
+            if part != "counts":
+                scale = tensor.abs().max()
+                assert (tensor - dumped.state_dict()[part]).abs().max() <= 1e-12 * scale
+
+
+def test_any_model_by_its_longest_list_of_blocks():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(10, 8)
+            self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(11))
+
+        def forward(self, ids):
+            x = self.table(ids)
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    net, ids = Net(), torch.randint(0, 10, (2, 5))
+    with torch.no_grad(), aniso.capture(net) as run:
+        net(ids)
+    assert run.layers == ("embeddings", *(f"blocks.{i}" for i in range(11)))
+    assert_moments(
+        run.states["embeddings"].moments,
+        reference.row_moments(net.table(ids).detach().flatten(0, 1)),
+    )
+    assert [p.name for p in hook_points(net, ["blocks.1*", 0])] == [
+        "embeddings",
+        "blocks.1",
+        "blocks.10",
+    ]
+
+
+def test_encoder_decoder_has_both_stacks():
+    config = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50)
+    model = T5Model(config).eval()
+    assert [p.name for p in hook_points(model)] == [
+        "embeddings",
+        "encoder.block.0",
+        "encoder.block.1",
+        "decoder.block.embeddings",
+        "decoder.block.0",
+        "decoder.block.1",
+    ]
+
+
+def test_hooks_are_gone_afterwards():
+    model = bert()
+    with aniso.capture(model) as run:
+        model(**batch())
+    rows = run.states["embeddings"].moments.rows
+    model(**batch())
+    assert run.states["embeddings"].moments.rows == rows
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_gradients_flow_through_a_captured_model():
+    model = bert()
+    with aniso.capture(model) as run:
+        model(**batch()).last_hidden_state.sum().backward()
+    assert model.embeddings.word_embeddings.weight.grad is not None
+    assert run.compute()["embeddings"].counts["rows"] == 15
+
+
+def test_refusals_are_one_sentence():
+    model = bert()
+    with pytest.raises(aniso.InputError, match=r"near names are encoder\.layer\.1"):
+        aniso.capture(model, "encoder.layer.7")
+    with pytest.raises(aniso.InputError, match="there are 3, from 0"):
+        aniso.capture(model, 3)
+    with pytest.raises(aniso.InputError, match="no list of blocks"):
+        aniso.capture(nn.Linear(2, 2))
+    with aniso.capture(model) as run:
+        pass
+    with pytest.raises(aniso.InputError, match="was not called"):
+        run.compute()
+    with aniso.capture(model, ["encoder", "encoder.layer.0.output"]) as run:
+        model(**batch())
+    assert len(run.compute()) == 2
+    with aniso.capture(model), pytest.raises(aniso.InputError, match=r"\[batch, token\] masks"):
+        model(input_ids=torch.ones(1, 3, dtype=torch.int64), attention_mask=torch.ones(1, 1, 3, 3))
+
+
+def test_layer_that_does_not_run_is_not_counted_in_silence():
+    model = bert()
+    model.unused = nn.Linear(2, 2)
+    with aniso.capture(model, ["unused", 0]) as run:
+        model(**batch())
+    with pytest.raises(aniso.InputError, match="layer unused did not run"):
+        run.compute()
+
+
+def test_packaged_weights_are_verified(tmp_path):
+    assert (packaged_model() / "config.json").is_file()
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(aniso.InputError, match="has SHA-256"):
+        verify_weights(tmp_path / "model.safetensors", "0" * 64)
+    with pytest.raises(aniso.InputError, match="is missing"):
+        verify_weights(tmp_path / "none", "0" * 64)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from rows import DTYPES, SIZES, assert_moments, spoiled
+
+import aniso
+from aniso import _native, reference
+from aniso.moments import RowMoments
+from aniso.ops import row_moments_into
+
+ISAS = ["baseline", "avx2", "avx512"]
+AVAILABLE = ISAS[: ISAS.index(_native.isa) + 1]
+
+
+def run_isa(x, mask, isa, threads=1):
+    moments = RowMoments.zeros(x.shape[1])
+    _native.row_moments_cpu(x, mask, *moments.tensors(), threads=threads, isa=isa)
+    return moments
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "d"), SIZES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_equals_reference_on_every_instruction_set(n, d, dtype, masked):
+    x = spoiled(n, d, dtype)
+    mask = torch.rand(n) > 0.3 if masked else None
+    expected = reference.row_moments(x, mask)
+    for isa in AVAILABLE:
+        assert_moments(run_isa(x, mask, isa), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_threads_share_the_rows(dtype):
+    x = spoiled(3001, 301, dtype)
+    expected = reference.row_moments(x)
+    for threads in (2, 3, 7):
+        assert_moments(run_isa(x, None, _native.isa, threads), expected)
+
+
+def test_same_threads_give_the_same_bits():
+    x = torch.randn(5000, 129)
+    first, second = (run_isa(x, None, _native.isa, 2) for _ in range(2))
+    assert torch.equal(first.sums, second.sums)
+
+
+def test_strided_rows_and_masks():
+    wide = spoiled(100, 90, torch.float32)
+    mask = torch.rand(200) > 0.5
+    for x in (wide[:, 10:73], wide[::3], wide.T, wide[3:4].expand(50, 90), wide[:, ::2]):
+        kept = mask[: 2 * x.shape[0] : 2]
+        assert_moments(aniso.row_moments(x, mask=kept), reference.row_moments(x, kept))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_float32_far_from_one(scale):
+    x = torch.randn(65, 40) * scale
+    result = aniso.row_moments(x)
+    assert_moments(result, reference.row_moments(x))
+    plain = aniso.row_moments(x / scale)
+    torch.testing.assert_close(result.unit_sum, plain.unit_sum, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e-160, 1e155, 1e200, 1e307])
+def test_float64_squares_out_of_range(scale):
+    x = torch.randn(65, 40, dtype=torch.float64)
+    for isa in AVAILABLE:
+        result = run_isa(x * scale, None, isa)
+        units = reference.directions(x * scale)
+        torch.testing.assert_close(result.unit_sum, units.sum(0), rtol=1e-9, atol=1e-12)
+        assert result.counts.tolist() == [65, 0, 0, 0]
+        lengths = reference.norms(x * scale)
+        torch.testing.assert_close(result.norm_range[1], lengths.max(), rtol=1e-9, atol=0.0)
+
+
+def test_half_precision_squares_do_not_overflow():
+    x = torch.full((9, 33), 6e4, dtype=torch.float16)
+    assert_moments(aniso.row_moments(x), reference.row_moments(x))
+
+
+def test_one_sink_row_among_small_ones():
+    x = torch.randn(200, 64)
+    x[7] *= 1e12
+    assert_moments(aniso.row_moments(x), reference.row_moments(x))
+
+
+def test_every_output_is_added_to_and_nothing_beside_it():
+    """Sentinels around the accumulators stay; what was in them stays too."""
+    x, d = spoiled(50, 37, torch.float32), 37
+    expected = reference.row_moments(x)
+    sizes = {"sums": (4, d), "norm_sums": (3,), "norm_range": (2,), "abs_max": (d,), "counts": (4,)}
+    frames, views = {}, {}
+    for name, shape in sizes.items():
+        dtype = torch.int64 if name == "counts" else torch.float64
+        size = int(np.prod(shape))
+        frames[name] = torch.full((size + 16,), 77, dtype=dtype)
+        frames[name][8 : 8 + size] = 0
+        views[name] = frames[name][8 : 8 + size].view(shape)
+    views["norm_range"][0] = torch.inf
+    for _ in range(2):
+        row_moments_into(x, None, *views.values())
+    doubled = expected.merge(expected)
+    assert_moments(RowMoments(**views), doubled)
+    for frame in frames.values():
+        assert (frame[:8] == 77).all() and (frame[-8:] == 77).all()
+
+
+def test_reads_arrays_of_other_kinds_and_gives_them_back(tmp_path):
+    x = np.random.default_rng(0).standard_normal((60, 20)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    mapped.flags.writeable = False
+    for array in (x, mapped, x[::-1], x.astype(">f4"), np.asfortranarray(x)):
+        result = aniso.row_moments(array)
+        assert isinstance(result.sums, np.ndarray)
+        expected = reference.row_moments(torch.tensor(np.ascontiguousarray(array, np.float32)))
+        assert_moments(result.map(torch.as_tensor), expected)
+
+
+def test_native_reads_readonly_numpy_through_dlpack():
+    x = np.random.default_rng(0).standard_normal((6, 20))
+    x.flags.writeable = False
+    moments = RowMoments.zeros(20)
+    _native.row_moments_cpu(x, None, *moments.tensors(), threads=1, isa="baseline")
+    assert_moments(moments, reference.row_moments(torch.tensor(x)))
+
+
+@pytest.mark.parametrize(
+    ("x", "mask", "words"),
+    [
+        (torch.zeros(3), None, "shape [3]"),
+        (torch.zeros(2, 3, 4), None, "shape [2, 3, 4]"),
+        (torch.zeros(3, 0), None, "no columns"),
+        (torch.zeros(3, 4, dtype=torch.int64), None, "dtype int64"),
+        (np.array([["a"]]), None, "dtype <U1"),
+        ([[1.0]], None, "is a list"),
+        (torch.zeros(3, 4), torch.ones(3), "float32 [3]"),
+        (torch.zeros(3, 4), torch.ones(4, dtype=torch.bool), "bool [4]"),
+    ],
+)
+def test_bad_input_is_one_sentence(x, mask, words):
+    with pytest.raises(aniso.InputError) as caught:
+        aniso.row_moments(x, mask=mask)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_native_refuses_what_does_not_fit():
+    x, moments = torch.zeros(3, 4), RowMoments.zeros(4)
+    wrong = list(RowMoments.zeros(5).tensors())
+    with pytest.raises(ValueError, match="accumulator of 16 float64"):
+        _native.row_moments_cpu(x, None, *wrong, threads=1, isa=_native.isa)
+    with pytest.raises(ValueError, match="instruction set 'sse9'"):
+        _native.row_moments_cpu(x, None, *moments.tensors(), threads=1, isa="sse9")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_opcheck(masked):
+    x = torch.randn(40, 24)
+    mask = torch.rand(40) > 0.5 if masked else None
+    torch.library.opcheck(row_moments_into, (x, mask, *RowMoments.zeros(24).tensors()))
+
+
+def test_inside_a_fully_compiled_graph():
+    moments = RowMoments.zeros(32)
+
+    @torch.compile(fullgraph=True)
+    def layer(x):
+        y = torch.relu(x) + 1
+        torch.ops.aniso.row_moments(y, None, *moments.tensors())
+        return y * 2
+
+    rows = [torch.randn(50, 32) for _ in range(3)]
+    for x in rows:
+        layer(x)
+    expected = reference.row_moments(torch.cat([torch.relu(x) + 1 for x in rows]))
+    assert_moments(moments, expected)
+
+
+def test_select_backend_says_why():
+    chosen = aniso.select_backend("row_moments", torch.zeros(2, 2))
+    assert chosen.name == f"cpu-{_native.isa}" and "instruction set" in chosen.reason
+    with pytest.raises(aniso.InputError, match="no op is called 'nothing'"):
+        aniso.select_backend("nothing", torch.zeros(2, 2))
+    with pytest.raises(aniso.InputError, match="lies on meta"):
+        aniso.select_backend("row_moments", torch.zeros(2, 2, device="meta"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "d"), [*SIZES, (100_003, 768), (777, 16384)])
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_gpu_equals_reference(n, d, dtype, backend, monkeypatch):
+    if backend == "triton":
+        monkeypatch.setattr(_native, "has_cuda", False)
+    elif not _native.has_cuda:
+        pytest.fail("this build has no CUDA kernels; build it with nvcc on PATH")
+    x = spoiled(n, d, dtype)
+    mask = torch.rand(n) > 0.3
+    result = aniso.row_moments(x.cuda(), mask=mask.cuda())
+    assert_moments(result.map(torch.Tensor.cpu), reference.row_moments(x, mask))
