@@ -21,6 +21,7 @@ _SERVER = """
 import json, os, runpy, sys
 import aniso._analyze, aniso.models, aniso.report._html, aniso.report._table, torch._dynamo
 from transformers import AutoModel, AutoTokenizer
+print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()
@@ -89,6 +90,7 @@ class Cli:
             # One thread: the moments of an interruption are alike on small and large machines.
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
+        assert self._server.stdout.readline() == "ready\n"
 
     def start(self, *argv, cwd, block_bytes=None):
         self._count += 1

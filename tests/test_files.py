@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from aniso import InputError, LayerState, analyze
 from aniso._files import atomic_path, writable_folder, write_atomic
 
-NAMES = [f"h.{i}" for i in range(4)]
+NAMES = [f"h.{i}" for i in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +136,15 @@ def test_kill_leaves_previous_or_complete_files(tmp_path, cli):
     chance = random.Random(1)
     for name, n in (("old", 300), ("new", 400)):
         (tmp_path / name).mkdir()
-        layers = {layer: rows(n, 128, i) for i, layer in enumerate(NAMES)}
+        layers = {layer: rows(n, 64, i) for i, layer in enumerate(NAMES)}
         write_shard(tmp_path / name / "rows-0.safetensors", layers)
     analyze(tmp_path / "old", out=tmp_path / "before", progress=False)
     began = time.perf_counter()
-    options = {"cwd": tmp_path, "block_bytes": 1 << 14}
+    options = {"cwd": tmp_path, "block_bytes": 1 << 12}
     assert cli.run("analyze", "new", "--out", "whole", **options).code == 0
     whole = time.perf_counter() - began
     killed, seen = 0, set()
-    for attempt in range(24):
+    for attempt in range(16):
         if attempt % 4 == 0:
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
             shutil.copytree(tmp_path / "before", tmp_path / "out")
@@ -155,7 +155,7 @@ def test_kill_leaves_previous_or_complete_files(tmp_path, cli):
         found = versions(tmp_path / "out")
         assert sorted(found) == file_names(tmp_path / "before")
         seen |= set(found.values())
-    assert killed >= 12
+    assert killed >= 8
     assert seen == {300, 400}
     assert cli.run("analyze", "new", "--out", "out", **options).code == 0
     assert file_names(tmp_path / "out") == file_names(tmp_path / "whole")
@@ -188,8 +188,8 @@ def test_ctrl_c_saves_and_the_next_run_goes_on(tmp_path, cli):
     path = long_dump(tmp_path)
     done = interrupted(cli, tmp_path)
     assert (done.code, done.out) == (130, "")
-    sentence = "aniso: interrupted; run the same command again to go on where it stopped\n"
-    assert done.err == sentence
+    sentence = "aniso: interrupted; run the same command again to go on where it stopped"
+    assert done.err.strip() == sentence
     partial = tmp_path / "out" / ".aniso-partial"
     assert file_names(tmp_path / "out") == [".aniso-partial"]
     states = [LayerState.load(state) for state in sorted(partial.iterdir())]
