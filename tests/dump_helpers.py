@@ -1,5 +1,6 @@
 """Dumps to analyse, and `python -m aniso` as real processes without a torch import for each."""
 
+import atexit
 import json
 import os
 import signal
@@ -7,6 +8,9 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -30,7 +34,7 @@ for line in sys.stdin:
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 else:
-    sys.exit()
+    os._exit(0)
 for descriptor, path in enumerate((os.devnull, job["out"], job["err"])):
     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), descriptor)
 os.chdir(job["cwd"])
@@ -79,14 +83,15 @@ class Running:
 class Cli:
     """Runs `python -m aniso` in a folder."""
 
-    def __init__(self, folder):
-        self.folder, self._count = folder, 0
+    def __init__(self):
+        self._temporary = TemporaryDirectory()
+        self.folder, self._count = Path(self._temporary.name), 0
         self._server = subprocess.Popen(
             [sys.executable, "-P", "-c", _SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=folder,
+            cwd=self.folder,
             # One thread: the moments of an interruption are alike on small and large machines.
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
@@ -108,6 +113,15 @@ class Cli:
         self._server.stdin.close()
         self._server.wait()
         self._server.stdout.close()
+        self._temporary.cleanup()
+
+
+@cache
+def shared_cli():
+    """One for all tests: its start takes seconds."""
+    cli = Cli()
+    atexit.register(cli.close)
+    return cli
 
 
 class Watched(Dump):

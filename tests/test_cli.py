@@ -9,16 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dump_helpers import Cli, file_names, rows, strict_json, write_npy, write_shard
+from dump_helpers import file_names, rows, shared_cli, strict_json, write_npy, write_shard
 
 COMMAND = [sys.executable, "-P", "-m", "aniso"]
 
 
-@pytest.fixture(scope="module")
-def cli(tmp_path_factory):
-    cli = Cli(tmp_path_factory.mktemp("cli"))
-    yield cli
-    cli.close()
+@pytest.fixture
+def cli():
+    return shared_cli()
 
 
 class Bomb:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TALLY = 9  # Σ‖x‖, Σ‖x‖², Σ‖x‖⁴, min ‖x‖, max ‖x‖, four counts
-_INTERPRETED_PROGRAMS = 3  # the interpreter runs them one by one; enough to need the fold
+_INTERPRETED_PROGRAMS = FOLD.block_p + 1  # the fewest that the fold takes in two steps
 
 TALLY: tl.constexpr = tl.constexpr(_TALLY)
 # Squares of any float64 row stay normal at one of the scales 1, 2^600, 2^-600.

@@ -29,3 +29,24 @@ def read_bandwidth(buffer: Tensor, *, threads: int | None = None, repeats: int =
         _native.read_stream_cpu(buffer, count)
         seconds.append(time.perf_counter() - began)
     return buffer.nbytes / median(seconds)
+
+
+def copy_bandwidth(device: str, *, nbytes: int = 1 << 32, repeats: int = 7) -> float:
+    """Bytes per second of a copy on a GPU, read and written bytes both counted.
+
+    Args:
+        device: A CUDA device.
+        nbytes: Size of the buffer; several times the L2 cache.
+        repeats: Copies; the median counts.
+    """
+    source = torch.empty(nbytes, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        target.copy_(source)
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1e3)
+    return 2 * nbytes / median(seconds)
