@@ -12,16 +12,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 import aniso
 from aniso.profile import copy_bandwidth, read_bandwidth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DEVICE = os.environ.get("ANISO_BENCH_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS = 7

@@ -147,7 +147,7 @@ RECIPES = (
         "spectra",
         "Singular spectra",
         "Singular values of the uncentred rows over the largest: a cliff after the first is one "
-        "dominant direction, and what lies under a layer's dashed floor is rounding noise.",
+        "dominant direction, and what lies under the dashed floor may be rounding noise.",
         "The analysis kept no Gram matrix, so there are no singular values to draw.",
         draw_spectra,
     ),

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from aniso.metrics import LayerMetrics
 
 POINTS = 70
-FAR = 30  # a floor this many times under the spectrum would only stretch the axis
 NOTE: dict[str, Any] = {"fontsize": 8, "color": COLOR["muted"], "va": "bottom"}
 
 
@@ -35,7 +34,7 @@ def draw_spectra(layers: Mapping[str, LayerMetrics]) -> Figure | None:
     for spectrum, color in zip(spectra, colors, strict=True):
         if spectrum is not None:
             _curve(ax, spectrum[0], color, thin=len(drawn) > 12)
-    _floors(ax, spectra, colors)
+    _floors(ax, spectra)
     log_axis(ax.xaxis)
     log_axis(ax.yaxis)
     depth_scale(ax, list(layers))
@@ -63,26 +62,13 @@ def _sample(count: int) -> np.ndarray:
     return np.unique(np.concatenate([steps - 1, count - steps]))
 
 
-def _floors(ax: Axes, spectra: list[tuple[np.ndarray, float] | None], colors: list[str]) -> None:
-    floors = [spectrum[1] if spectrum is not None else 0.0 for spectrum in spectra]
-    known = [floor for floor in floors if floor > 0]
-    lowest = min(_bulk_end(spectrum[0]) for spectrum in spectra if spectrum is not None)
-    if not known or max(known) < lowest / FAR:
-        ax.set_ylim(lowest / 4, 1.5)
-        if known:
-            note = f"resolution floor below the axis, at most {max(known):.1e}"
-            ax.text(0.015, 0.03, note, transform=ax.transAxes, **NOTE)
-        return
-    for floor, color in zip(floors, colors, strict=True):
-        if floor > 0:
-            ax.axhline(floor, color=color, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.8)
-    ax.set_ylim(min(min(known) / 2, max(lowest / 2, min(known) / 8)), 1.5)
-    height = ax.get_yaxis_transform()
-    ax.text(0.01, max(known) * 1.1, "resolution floor", transform=height, **NOTE)
-
-
-def _bulk_end(spectrum: np.ndarray) -> float:
-    """Return where a spectrum ends but for its last percent, which may be a drop to zero."""
-    positive = spectrum[spectrum > 0]
-    last = min(int(0.99 * (len(spectrum) - 1)), len(positive) - 1)
-    return float(positive[last])
+def _floors(ax: Axes, spectra: list[tuple[np.ndarray, float] | None]) -> None:
+    """Draw the floors, one line per value: layers of equal width share theirs."""
+    floors = sorted({spectrum[1] for spectrum in spectra if spectrum is not None and spectrum[1]})
+    for floor in floors:
+        ax.axhline(floor, color=COLOR["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
+    if floors:
+        ax.set_ylim(floors[0] / 8, 2)
+        height = ax.get_yaxis_transform()
+        note = f"resolution floor {floors[-1]:.1e}"
+        ax.text(0.01, floors[-1] * 1.3, note, transform=height, **NOTE)

@@ -76,12 +76,12 @@ struct Worker {
   }
 
   __device__ void fetch(int step) const {
-    const auto* data = static_cast<const typename S::Bits*>(job.rows.data);
+    const int64_t row = team_row(step);
+    const int rows = static_cast<int>(min(int64_t{kRows}, job.rows.n - row));
+    const auto* from = static_cast<const typename S::Bits*>(job.rows.data) +
+                       row * job.rows.row_stride + first_column();
 #pragma unroll 1
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t row = team_row(step) + r;
-      if (row >= job.rows.n) break;
-      const auto* from = data + row * job.rows.row_stride + first_column();
+    for (int r = 0; r < rows; ++r, from += job.rows.row_stride) {
 #pragma unroll 2
       for (int c = 0; c < S::kVecs; ++c) {
         if (column(c) >= width()) break;
