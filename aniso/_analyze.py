@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aniso._files import writable_folder
-from aniso._interrupt import deferred_interrupt
+from aniso._interrupt import Interrupt, deferred_interrupt
 from aniso._names import Selection, select_names
 from aniso.dumps import Dump, DumpBlock, DumpLayer, open_dump
 from aniso.errors import InputError
 from aniso.ops._arrays import first_nonfinite_row
 from aniso.progress import Progress, ProgressMode
 from aniso.report import Report
-from aniso.state import LayerState
+from aniso.state import STATE_SUFFIX, LayerState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from aniso.dumps import Part
 
 _PARTIAL = ".aniso-partial"
 _CHECKPOINT_SECONDS = 60.0
@@ -57,7 +60,7 @@ def analyze(
 
     Raises:
         InputError: a source that cannot be read, no rows, no such layer, `out` not writable, or
-            a non-finite row when strict. Nothing is written then.
+            a non-finite row when strict. No result is written then.
         KeyboardInterrupt: interrupted; with `out`, what was done is saved for `resume`.
 
     Time O(N d²) per layer (O(N d) without the Gram), memory O(d²) whatever N.
@@ -73,12 +76,20 @@ def analyze(
     folder = None if out is None else writable_folder(Path(out))
     run = _Run(folder, gram=gram, strict=strict, resume=resume)
     rows = sum(layer.rows for parts in work.values() for layer in parts)
-    with Progress("analyze", rows, progress) as shown:
-        states = {name: run.layer(name, parts, shown) for name, parts in work.items()}
+    try:
+        with (
+            deferred_interrupt(run.after_interrupt) as ask,
+            Progress("analyze", rows, progress) as shown,
+        ):
+            states = {name: run.layer(name, parts, shown, ask) for name, parts in work.items()}
+    except InputError:
+        # Rows that cannot be used: a later run can never go on from here.
+        run.discard()
+        raise
     report = report_of(states, {"sources": [_describe(dump) for dump in dumps]})
     if folder is not None:
         write_results(report, states, folder)
-        shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
+        run.discard()
     return report
 
 
@@ -111,6 +122,12 @@ def _layers_to_read(dumps: list[Dump], layers: Selection) -> dict[str, list[Dump
         for name in select_names(layers, names)
     }
     for name, parts in work.items():
+        twice = [s for s, n in Counter(p.source for p in _stored(parts)).items() if n > 1]
+        if twice:
+            raise InputError(
+                f"layer {name} comes twice from {twice[0]}; pass every dump once, its rows would "
+                "count twice"
+            )
         if not sum(layer.rows for layer in parts):
             raise InputError(
                 f"layer {name} has no rows in {', '.join(str(dump.path) for dump in dumps)}; "
@@ -124,13 +141,17 @@ def _layers_to_read(dumps: list[Dump], layers: Selection) -> dict[str, list[Dump
     return work
 
 
+def _stored(layers: list[DumpLayer]) -> list[Part]:
+    return [part for layer in layers for part in layer.parts]
+
+
 def _describe(dump: Dump) -> dict[str, Any]:
     layers = [dump[name] for name in dump.layers]
     return {"path": str(dump.path), "rows": {layer.name: layer.rows for layer in layers}}
 
 
 def _state_name(layer: str) -> str:
-    return f"{quote(layer, safe=' ')}.state.safetensors"
+    return f"{quote(layer, safe=' ')}{STATE_SUFFIX}"
 
 
 class _Run:
@@ -140,19 +161,20 @@ class _Run:
         self._folder = folder
         self._gram, self._strict, self._resume = gram, strict, resume
 
-    def layer(self, name: str, parts: list[DumpLayer], shown: Progress) -> LayerState:
+    def layer(
+        self, name: str, parts: list[DumpLayer], shown: Progress, interrupt: Interrupt
+    ) -> LayerState:
         """The state of all rows of a layer."""
         state = self._resumed(name, parts) or LayerState(parts[0].dim, gram=self._gram)
         shown.skip(sum(b - a for ranges in state.sources.ranges.values() for a, b in ranges))
         saved = time.monotonic()
-        with deferred_interrupt() as interrupt:
-            for block in itertools.chain(*(p.blocks(state.sources.rows_done) for p in parts)):
-                self._fold(state, block)
-                shown.advance(len(block.rows), block.rows.nbytes)
-                if interrupt.requested or time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                    self._checkpoint(name, state)
-                    saved = time.monotonic()
-                interrupt.raise_if_requested()
+        for block in itertools.chain(*(p.blocks(state.sources.rows_done) for p in parts)):
+            self._fold(state, block)
+            shown.advance(len(block.rows), block.rows.nbytes)
+            if interrupt.requested or time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                self._checkpoint(name, state)
+                saved = time.monotonic()
+            interrupt.raise_if_requested()
         self._checkpoint(name, state)
         return state
 
@@ -164,16 +186,28 @@ class _Run:
             )
         state.update(block.rows, block=block.block)
 
+    def discard(self) -> None:
+        """Removes the unfinished states."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder / _PARTIAL, ignore_errors=True)
+
+    @property
+    def after_interrupt(self) -> str:
+        """What to tell the user who pressed Ctrl-C."""
+        if self._folder is None or not self._resume:
+            return "nothing was saved; name an output folder to go on from where a run stopped"
+        return f"the rows done are saved in {self._folder}; run the same command again to go on"
+
     def _checkpoint(self, name: str, state: LayerState) -> None:
         if self._folder is not None and state.sources.ranges:
-            (self._folder / _PARTIAL).mkdir(exist_ok=True)
+            writable_folder(self._folder / _PARTIAL)
             state.save(self._folder / _PARTIAL / _state_name(name), layer=name)
 
     def _resumed(self, name: str, parts: list[DumpLayer]) -> LayerState | None:
         """The furthest state of an earlier run that holds rows of these parts alone."""
         if self._folder is None or not self._resume:
             return None
-        known = {part.source: part.shape[0] for layer in parts for part in layer.parts}
+        known = {part.source: part.shape[0] for part in _stored(parts)}
         for folder in (self._folder / _PARTIAL, self._folder):
             path = folder / _state_name(name)
             if path.exists() and self._fits(state := LayerState.load(path), known):
@@ -181,9 +215,13 @@ class _Run:
         return None
 
     def _fits(self, state: LayerState, known: dict[str, int]) -> bool:
-        prefix = all(
-            source in known and state.sources.rows_done(source) == ranges[-1][1] <= known[source]
+        """Whether the state holds the first rows of some of these sources, and no other rows."""
+        done = {source: state.sources.rows_done(source) for source in state.sources.ranges}
+        prefixes = all(
+            source in known and done[source] == ranges[-1][1] <= known[source]
             for source, ranges in state.sources.ranges.items()
         )
+        seen = int(state.moments.counts[[0, 2, 3]].sum())
         clean = not (self._strict and state.moments.nonfinite_rows)
-        return prefix and clean and (state.raw_gram is not None) == self._gram
+        same = (state.raw_gram is not None) == self._gram
+        return prefixes and sum(done.values()) == seen > 0 and clean and same

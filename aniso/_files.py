@@ -24,6 +24,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
     try:
+        # A killed process with this number may have left its own.
+        temporary.unlink(missing_ok=True)
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
@@ -50,14 +52,15 @@ def writable_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for leftover in path.glob(f".*{_SUFFIX}"):
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
         write_atomic(path / ".aniso-write-test", b"")
         (path / ".aniso-write-test").unlink()
     except OSError as error:
         raise InputError(
             f"cannot write to folder {path} ({error.strerror}); choose another one"
         ) from error
-    for leftover in path.glob(f".*{_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
     return path
 
 

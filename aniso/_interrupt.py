@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 class Interrupt:
     """Whether an interruption was asked for; a second one is not deferred."""
 
-    requested = False
+    def __init__(self, sentence: str) -> None:
+        self.requested = False
+        self._sentence = sentence
 
     def handle(self, signum: int, frame: Any) -> None:
         """The signal handler."""
@@ -25,13 +27,17 @@ class Interrupt:
     def raise_if_requested(self) -> None:
         """Raises KeyboardInterrupt where the caller's data are whole."""
         if self.requested:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(self._sentence)
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Interrupt]:
-    """Turns Ctrl-C into a flag while the block runs; other threads never see Ctrl-C anyway."""
-    interrupt = Interrupt()
+def deferred_interrupt(sentence: str) -> Iterator[Interrupt]:
+    """Turns Ctrl-C into a flag while the block runs; other threads never see Ctrl-C anyway.
+
+    Args:
+        sentence: What the KeyboardInterrupt tells the user.
+    """
+    interrupt = Interrupt(sentence)
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
@@ -40,3 +46,4 @@ def deferred_interrupt() -> Iterator[Interrupt]:
         yield interrupt
     finally:
         signal.signal(signal.SIGINT, previous)
+    interrupt.raise_if_requested()

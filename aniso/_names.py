@@ -12,10 +12,10 @@ from aniso.errors import InputError
 Selection = str | int | Sequence[str | int] | None
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Sort key under which layer.2 comes before layer.10."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts], name
 
 
 def select_names(
@@ -35,6 +35,8 @@ def select_names(
     if selection is None:
         return list(default)
     wanted = [selection] if isinstance(selection, str | int) else list(selection)
+    if not wanted:
+        raise InputError("no layer was named; name at least one, or leave layers out for all")
     names = list(dict.fromkeys([*default, *known]))
     chosen = {name for item in wanted for name in _match(item, default, names)}
     return [name for name in names if name in chosen]

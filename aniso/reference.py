@@ -127,6 +127,8 @@ def entropy(weights: Tensor) -> float:
 
 def alpha_req(eigenvalues: Tensor) -> float:
     """α of λ_j ∝ j^−α: weighted least squares of log λ_j on log j, j = 10..100, weights 1/j."""
+    if len(eigenvalues) < 12:
+        return math.nan
     j = torch.arange(10, min(100, len(eigenvalues)) + 1, dtype=torch.float64)
     weights = torch.diag(1 / j)
     design = torch.stack([j.log(), torch.ones_like(j)], dim=1)

@@ -135,12 +135,12 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_been(tmp_path, interrupt_a
 
 
 def test_an_interruption_outside_the_loop_is_not_lost():
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
+    with pytest.raises(KeyboardInterrupt, match="on"), deferred_interrupt("on"):
         os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_second_interruption_is_not_deferred():
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as interrupt:
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt("on") as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupt.requested
         os.kill(os.getpid(), signal.SIGINT)

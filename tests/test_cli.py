@@ -131,7 +131,7 @@ def test_the_bomb_would_have_gone_off(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("t.txt", "model is no model .*; pass a folder with config.json"),
+        ("t.txt", "folder model has no config.json; pass the folder"),
         ("gone.txt", r"gone\.txt cannot be read .*; pass"),
         ("empty.txt", r"empty\.txt has no text in it; write"),
         ("latin.txt", r"latin\.txt is not UTF-8 at byte 1; convert"),

@@ -194,7 +194,9 @@ def test_ctrl_c_saves_and_the_next_run_goes_on(tmp_path, cli):
     path = long_dump(tmp_path)
     done = interrupted(cli, tmp_path)
     assert (done.code, done.out) == (130, "")
-    sentence = "aniso: interrupted; run the same command again to go on where it stopped"
+    sentence = (
+        "aniso: interrupted; the rows done are saved in out; run the same command again to go on"
+    )
     assert done.err.strip() == sentence
     partial = tmp_path / "out" / ".aniso-partial"
     assert file_names(tmp_path / "out") == [".aniso-partial"]

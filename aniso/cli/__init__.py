@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
 
 import click
@@ -47,13 +48,15 @@ def main(arguments: list[str] | None = None) -> None:
         code = cli.main([a for a in given if a != "--debug"], standalone_mode=False)
     except InputError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _fail(str(error), 2)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; run the same command again to go on where it stopped", 130)
+    except (KeyboardInterrupt, click.Abort) as interruption:
+        # click turns a KeyboardInterrupt into an Abort that it causes.
+        sentence = str(interruption.__cause__ or interruption)
+        _fail(f"interrupted; {sentence}".rstrip("; "), 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -62,6 +65,7 @@ def _fail(sentence: str, code: int) -> None:
     sys.exit(code)
 
 
-def _report_unexpected(kind: type[BaseException], error: BaseException, traceback: object) -> None:
+def _report_unexpected(kind: type[BaseException], error: BaseException, where: object) -> None:
     """What Python shows for an exception nobody caught; it then exits with 1."""
-    click.echo(f"aniso: {kind.__name__}: {error} (--debug shows where)", err=True)
+    first = next(iter(str(error).splitlines()), "")
+    click.echo(f"aniso: {kind.__name__}: {first} (--debug shows where)", err=True)

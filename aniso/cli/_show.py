@@ -29,7 +29,7 @@ def show_report(report: Report, folder: Path | None, json_lines: bool) -> None:
     console = Console()
     console.print(report.table(console.width))
     for note in report.notes:
-        console.print(f"Note: {note}", highlight=False)
+        console.print(f"Note: {note}", highlight=False, markup=False)
     if folder is None:
         return
     for name in ("report.html", "results.json"):

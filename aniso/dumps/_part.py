@@ -31,6 +31,7 @@ class Part:
         dtype: Its torch dtype, or None.
         stored_dtype: The dtype's name in the file, for error sentences.
         read: read(start, stop) gives those rows.
+        stated_layers: Names of all layers in order of execution, where the file states them.
     """
 
     layer: str
@@ -40,6 +41,7 @@ class Part:
     dtype: torch.dtype | None
     stored_dtype: str
     read: Callable[[int, int], Tensor]
+    stated_layers: tuple[str, ...]
 
     def check(self) -> None:
         """Raises InputError unless these are rows [n, d] of a floating dtype."""
@@ -63,9 +65,14 @@ class Part:
 
 
 def _fingerprint(path: Path) -> str:
-    """Digest of the size and of evenly spaced samples: a moved or renamed copy keeps it."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    """Digest of the content; a large file's of size, time of change and evenly spaced samples.
+
+    Renaming keeps it, and so does copying with the time of change.
+    """
+    status = path.stat()
+    size = status.st_size
+    changed = status.st_mtime_ns if size > _SAMPLES * _SAMPLE_BYTES else 0
+    digest = hashlib.sha256(f"{size} {changed}".encode())
     with path.open("rb") as file:
         for i in range(_SAMPLES):
             file.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))

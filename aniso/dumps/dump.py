@@ -11,7 +11,7 @@ from aniso._names import natural_key
 from aniso.dumps.npy import npy_parts
 from aniso.dumps.safetensors import safetensors_parts
 from aniso.errors import InputError
-from aniso.state import Block
+from aniso.state import Block, is_state
 
 if TYPE_CHECKING:
     import os
@@ -119,7 +119,9 @@ class Dump:
 
     def __init__(self, path: Path, parts: list[Part]) -> None:
         self.path = path
-        self._parts: dict[str, list[Part]] = {}
+        found = {part.layer for part in parts}
+        stated = dict.fromkeys(name for part in parts for name in part.stated_layers)
+        self._parts: dict[str, list[Part]] = {name: [] for name in stated if name in found}
         for part in parts:
             self._parts.setdefault(part.layer, []).append(part)
         self.layers = tuple(self._parts)
@@ -182,17 +184,24 @@ def open_dump(path: str | os.PathLike[str]) -> Dump:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    for suffix in _READERS:
-        found = sorted(path.glob(f"[!.]*{suffix}"), key=lambda file: natural_key(file.name))
-        if found:
-            return found
-    raise InputError(f"folder {path} has no .safetensors and no .npy file; pass a dump to read")
+    found = [
+        file
+        for file in path.iterdir()
+        if file.suffix in _READERS and not file.name.startswith(".") and not is_state(file)
+    ]
+    if not found:
+        raise InputError(f"folder {path} has no .safetensors and no .npy file; pass a dump to read")
+    if len({file.suffix for file in found}) > 1:
+        raise InputError(f"folder {path} has .safetensors and .npy files; a dump is of one kind")
+    return sorted(found, key=lambda file: natural_key(file.name))
 
 
 def _read_header(path: Path) -> list[Part]:
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise InputError(f"{path} is neither .npy nor .safetensors; convert it to one of them")
+    if not path.exists():
+        raise InputError(f"{path} is a link to nothing; remove it or mend it")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes); write it again")
     return reader(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenize import TokenError
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +27,10 @@ def npy_parts(path: Path) -> list[Part]:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of several arrays")
+    # NumPy parses the header as a Python literal: a damaged one fails in the tokenizer.
+    except (ValueError, EOFError, OSError, SyntaxError, TypeError, TokenError) as error:
         raise InputError(
             f"{path} cannot be read as a NumPy array ({error}); write it with numpy.save"
         ) from error
@@ -36,4 +40,4 @@ def npy_parts(path: Path) -> list[Part]:
         return torch.from_numpy(np.array(rows, dtype=rows.dtype.newbyteorder("="), order="C"))
 
     dtype = _DTYPES.get(array.dtype.name)
-    return [Part(path.stem, path, "", array.shape, dtype, str(array.dtype), read)]
+    return [Part(path.stem, path, "", array.shape, dtype, str(array.dtype), read, ())]

@@ -27,7 +27,7 @@ _DTYPES = {
 
 
 def safetensors_parts(path: Path) -> list[Part]:
-    """The tensors of a file, in the order the writer stated, else in natural order.
+    """The tensors of a file, in natural order, with the order of layers that the writer stated.
 
     Raises:
         InputError: not a safetensors file, or truncated.
@@ -38,13 +38,25 @@ def safetensors_parts(path: Path) -> list[Part]:
         raise InputError(
             f"{path} is no complete safetensors file ({error}); write it again"
         ) from error
-    stated = json.loads((file.metadata() or {}).get(LAYERS_KEY, "[]"))
+    stated = _stated_layers(path, (file.metadata() or {}).get(LAYERS_KEY, "[]"))
     keys = sorted(file.keys(), key=natural_key)
-    ordered = [key for key in stated if key in keys] + [key for key in keys if key not in stated]
-    return [_part(path, file, key) for key in ordered]
+    return [_part(path, file, key, stated) for key in keys]
 
 
-def _part(path: Path, file: Any, key: str) -> Part:
+def _stated_layers(path: Path, text: str) -> tuple[str, ...]:
+    try:
+        stated = json.loads(text)
+    except json.JSONDecodeError:
+        stated = None
+    if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+        raise InputError(
+            f"{path} states its layers as {text[:60]!r}, which is no JSON list of names; "
+            f"mend the metadata {LAYERS_KEY!r}"
+        )
+    return tuple(stated)
+
+
+def _part(path: Path, file: Any, key: str, stated: tuple[str, ...]) -> Part:
     stored = file.get_slice(key)
 
     def read(start: int, stop: int) -> Tensor:
@@ -52,4 +64,5 @@ def _part(path: Path, file: Any, key: str) -> Part:
         return rows
 
     dtype = stored.get_dtype()
-    return Part(key, path, key, tuple(stored.get_shape()), _DTYPES.get(dtype), dtype, read)
+    shape = tuple(stored.get_shape())
+    return Part(key, path, key, shape, _DTYPES.get(dtype), dtype, read, stated)

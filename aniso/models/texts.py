@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,6 @@ from aniso.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def read_texts(path: Path) -> list[str]:
         InputError: no such file, not UTF-8, or no text in it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = re.split(r"\r\n|\r|\n", path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 at byte {error.start}; convert it, for instance with iconv"
@@ -56,6 +57,9 @@ def load_model(
         from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise InputError('running a model needs transformers; pip install "aniso[hf]"') from error
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(f"folder {name} has no config.json; pass the folder of a saved model")
     disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)

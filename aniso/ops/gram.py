@@ -17,9 +17,15 @@ from aniso.ops.row_moments import row_moments
 _BLOCK_ELEMENTS = 1 << 21
 
 
-@torch.library.custom_op("aniso::gram", mutates_args=("raw", "unit"))
-def gram_into(x: Tensor, mask: Tensor | None, raw: Tensor | None, unit: Tensor | None) -> None:
-    """Adds Σxxᵀ to `raw` and Σx̂x̂ᵀ to `unit` ([d, d] float64; None leaves one out)."""
+torch.library.define(
+    "aniso::gram", "(Tensor x, Tensor? mask, Tensor(a!)? raw, Tensor(b!)? unit) -> ()"
+)
+gram_into = torch.ops.aniso.gram.default
+"""Adds Σxxᵀ to `raw` and Σx̂x̂ᵀ to `unit` ([d, d] float64; None leaves one out)."""
+
+
+@torch.library.impl("aniso::gram", "CompositeExplicitAutograd")
+def _gram(x: Tensor, mask: Tensor | None, raw: Tensor | None, unit: Tensor | None) -> None:
     step = max(1, _BLOCK_ELEMENTS // x.shape[1])
     for start in range(0, x.shape[0], step):
         kept = None if mask is None else mask[start : start + step]
@@ -31,7 +37,7 @@ def gram_into(x: Tensor, mask: Tensor | None, raw: Tensor | None, unit: Tensor |
             unit.addmm_(units.T, units)
 
 
-@gram_into.register_fake
+@torch.library.register_fake("aniso::gram")  # type: ignore[untyped-decorator]
 def _gram_fake(x: Tensor, mask: Tensor | None, raw: Tensor | None, unit: Tensor | None) -> None:
     torch._check(x.ndim == 2, lambda: "rows are [n, d]")
 

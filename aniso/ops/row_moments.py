@@ -12,11 +12,18 @@ from aniso.moments import RowMoments
 from aniso.ops._arrays import as_tensor, check_mask, check_rows, restore_kind
 from aniso.ops.backend import compiled_backend, register_chooser
 
-_OUTPUTS = ("sums", "norm_sums", "norm_range", "abs_max", "counts")
+# torch.library.custom_op would import the compiler at the first call, for more than a second.
+torch.library.define(
+    "aniso::row_moments",
+    "(Tensor x, Tensor? mask, Tensor(a!) sums, Tensor(b!) norm_sums, Tensor(c!) norm_range, "
+    "Tensor(d!) abs_max, Tensor(e!) counts) -> ()",
+)
+row_moments_into = torch.ops.aniso.row_moments.default
+"""Adds the moments of rows x [n, d] to the five accumulators (see `RowMoments`)."""
 
 
-@torch.library.custom_op("aniso::row_moments", mutates_args=_OUTPUTS, device_types="cpu")
-def row_moments_into(
+@torch.library.impl("aniso::row_moments", "CPU")
+def _row_moments_cpu(
     x: Tensor,
     mask: Tensor | None,
     sums: Tensor,
@@ -25,7 +32,6 @@ def row_moments_into(
     abs_max: Tensor,
     counts: Tensor,
 ) -> None:
-    """Adds the moments of rows x [n, d] to the five accumulators (see `RowMoments`)."""
     _native.row_moments_cpu(
         _unit_columns(x),
         mask,
@@ -39,7 +45,7 @@ def row_moments_into(
     )
 
 
-@row_moments_into.register_kernel("cuda")
+@torch.library.impl("aniso::row_moments", "CUDA")
 def _row_moments_cuda(
     x: Tensor,
     mask: Tensor | None,
@@ -64,7 +70,7 @@ def _row_moments_cuda(
         _native.row_moments_cuda(x, mask, *outputs, workspace=workspace, stream=stream)
 
 
-@row_moments_into.register_fake
+@torch.library.register_fake("aniso::row_moments")  # type: ignore[untyped-decorator]
 def _row_moments_fake(
     x: Tensor,
     mask: Tensor | None,

@@ -49,4 +49,4 @@ def copy_bandwidth(device: str, *, nbytes: int = 1 << 32, repeats: int = 7) -> f
         end.record()
         torch.cuda.synchronize()
         seconds.append(begin.elapsed_time(end) / 1e3)
-    return 2 * nbytes / median(seconds)
+    return float(2 * nbytes / median(seconds))

@@ -1,6 +1,7 @@
 """The additive statistics: update, merge, save, load, compute."""
 
+from aniso.state.file import STATE_SUFFIX, is_state
 from aniso.state.layer_state import LayerState
 from aniso.state.sources import Block, Sources
 
-__all__ = ["Block", "LayerState", "Sources"]
+__all__ = ["STATE_SUFFIX", "Block", "LayerState", "Sources", "is_state"]

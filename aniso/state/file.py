@@ -16,8 +16,14 @@ from aniso.state.sources import Sources
 if TYPE_CHECKING:
     from torch import Tensor
 
+STATE_SUFFIX = ".state.safetensors"
 _KIND = "aniso.LayerState"
 _SCHEMA = 1
+
+
+def is_state(path: Path) -> bool:
+    """Whether a file is a state by its name; dumps lie in folders beside them."""
+    return path.name.endswith(STATE_SUFFIX)
 
 
 def save_state(
@@ -56,5 +62,5 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], Sources]:
     except FileNotFoundError as error:
         raise InputError(f"there is no state file {path}") from error
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read as safetensors ({error})") from error
+        raise InputError(f"{path} cannot be read as safetensors ({error}); remove it") from error
     return tensors, Sources.from_json(metadata["sources"])
