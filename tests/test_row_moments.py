@@ -79,6 +79,14 @@ def test_half_precision_squares_do_not_overflow():
     assert_moments(aniso.row_moments(x), reference.row_moments(x))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e15, 1e25])
+def test_bfloat16_squares_out_of_the_range_of_float32(scale):
+    x = (torch.randn(40, 70) * scale).bfloat16()
+    x[::3] = torch.randn(14, 70).bfloat16()
+    for isa in AVAILABLE:
+        assert_moments(run_isa(x, None, isa), reference.row_moments(x))
+
+
 def test_one_sink_row_among_small_ones():
     x = torch.randn(200, 64)
     x[7] *= 1e12

@@ -100,8 +100,8 @@ MaskView TensorRef::mask(int64_t n) const {
 }
 
 void* TensorRef::accumulator(int64_t count, uint8_t code) const {
-  const bool fits = tensor_->code == code && tensor_->bits == 64 && contiguous() &&
-                    bytes() == count * 8;
+  const bool fits =
+      tensor_->code == code && tensor_->bits == 64 && contiguous() && bytes() == count * 8;
   if (!fits || read_only_) {
     refuse("must be a writable, contiguous accumulator of " + std::to_string(count) + " " +
            (code == dlpack::kFloat ? "float64" : "int64") + " values");

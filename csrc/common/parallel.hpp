@@ -12,7 +12,9 @@ namespace aniso {
 /// The split depends on n and parts alone, so sums taken per part are reproducible.
 template <class Body>
 void parallel_parts(int64_t n, int parts, const Body& body) {
-  const auto bound = [&](int part) { return n / parts * part + std::min<int64_t>(part, n % parts); };
+  const auto bound = [&](int part) {
+    return n / parts * part + std::min<int64_t>(part, n % parts);
+  };
   std::vector<std::thread> workers;
   workers.reserve(parts);
   for (int part = 1; part < parts; ++part) {

@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "common/aligned.hpp"
 #include "common/parallel.hpp"
 
 namespace aniso::cpu {
@@ -16,7 +17,7 @@ constexpr int64_t kElementsPerThread = int64_t{1} << 17;
 class PartialMoments {
  public:
   explicit PartialMoments(int64_t d)
-      : d_(d), doubles_(5 * d + 5, 0.0), scratch_(ROW_MOMENTS_GROUP * d) {
+      : d_(d), doubles_(5 * d + 5), scratch_(ROW_MOMENTS_SCRATCH * d) {
     view().norm_range[0] = std::numeric_limits<double>::infinity();
   }
 
@@ -39,8 +40,8 @@ class PartialMoments {
 
  private:
   int64_t d_;
-  std::vector<double> doubles_;
-  std::vector<float> scratch_;
+  AlignedArray<double> doubles_;
+  AlignedArray<float> scratch_;
   int64_t counts_[4] = {0, 0, 0, 0};
 };
 
@@ -62,7 +63,8 @@ void row_moments(const RowsView& rows, const MaskView& mask, const RowMomentsVie
   const int64_t useful = rows.n * rows.d / kElementsPerThread;
   const int parts = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
   const PartFunction run = part_function(isa);
-  std::vector<PartialMoments> partial(parts, PartialMoments(rows.d));
+  std::vector<PartialMoments> partial;
+  for (int part = 0; part < parts; ++part) partial.emplace_back(rows.d);
   parallel_parts(rows.n, parts, [&](int part, int64_t begin, int64_t end) {
     run(rows, mask, begin, end, partial[part].view(), partial[part].scratch());
   });

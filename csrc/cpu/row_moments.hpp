@@ -11,14 +11,14 @@ namespace aniso::cpu {
 void row_moments(const RowsView& rows, const MaskView& mask, const RowMomentsView& out, int threads,
                  Isa isa);
 
-/// Rows the kernel holds at once; its scratch is this many rows of float32.
-constexpr int ROW_MOMENTS_GROUP = 16;
+/// Scratch of one part, in rows of float32: what half-precision rows are widened into.
+constexpr int ROW_MOMENTS_SCRATCH = 16;
 
 // One serial pass over rows [begin, end) into fresh accumulators, once per instruction set.
-#define ANISO_DECLARE_PART(isa)                                                        \
-  namespace isa {                                                                      \
-  void row_moments_part(const RowsView&, const MaskView&, int64_t begin, int64_t end,  \
-                        const RowMomentsView&, float* scratch);                        \
+#define ANISO_DECLARE_PART(isa)                                                       \
+  namespace isa {                                                                     \
+  void row_moments_part(const RowsView&, const MaskView&, int64_t begin, int64_t end, \
+                        const RowMomentsView&, float* scratch);                       \
   }
 ANISO_DECLARE_PART(baseline)
 ANISO_DECLARE_PART(avx2)

@@ -22,7 +22,7 @@ constexpr int LANES = 4;
 constexpr int LANES = 2;
 #endif
 typedef double f64s __attribute__((vector_size(LANES * 8)));
-typedef float f32s __attribute__((vector_size(LANES * 4)));
+typedef float f32s __attribute__((vector_size(LANES * 8)));  // as many bytes: twice the lanes
 
 struct bf16 {
   uint16_t bits;
@@ -72,22 +72,22 @@ inline float widen1(const f16* p) { return static_cast<float>(load_as<_Float16>(
 
 inline f32s widen(const bf16* p) {
 #if defined(__AVX512F__)
+  const __m512i wide = _mm512_cvtepu16_epi32(load_as<__m256i>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+#elif defined(__AVX2__)
   const __m256i wide = _mm256_cvtepu16_epi32(load_as<__m128i>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-#elif defined(__AVX2__)
-  const __m128i wide = _mm_cvtepu16_epi32(_mm_cvtsi64_si128(load_as<int64_t>(p)));
-  return _mm_castsi128_ps(_mm_slli_epi32(wide, 16));
 #else
-  return f32s{widen1(p), widen1(p + 1)};
+  return f32s{widen1(p), widen1(p + 1), widen1(p + 2), widen1(p + 3)};
 #endif
 }
 inline f32s widen(const f16* p) {
 #if defined(__AVX512F__)
-  return _mm256_cvtph_ps(load_as<__m128i>(p));
+  return _mm512_cvtph_ps(load_as<__m256i>(p));
 #elif defined(__AVX2__)
-  return _mm_cvtph_ps(_mm_cvtsi64_si128(load_as<int64_t>(p)));
+  return _mm256_cvtph_ps(load_as<__m128i>(p));
 #else
-  return f32s{widen1(p), widen1(p + 1)};
+  return f32s{widen1(p), widen1(p + 1), widen1(p + 2), widen1(p + 3)};
 #endif
 }
 
@@ -97,9 +97,13 @@ inline V max_of(V a, V b) {
 }
 
 inline double sum_lanes(f64s v) {
-  double total = 0.0;
-  for (int i = 0; i < LANES; ++i) total += v[i];
-  return total;
+  double values[LANES];
+  store(values, v);
+#pragma GCC unroll 3
+  for (int half = LANES / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) values[i] += values[i + half];
+  }
+  return values[0];
 }
 
 }  // namespace
