@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from rows import assert_moments, close
@@ -17,6 +19,7 @@ from transformers import (
 
 import aniso
 from aniso import reference
+from aniso.cli import main
 from aniso.models import hook_points, packaged_model, run_texts, verify_weights
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 50}
@@ -166,6 +169,31 @@ def test_hooks_are_gone_afterwards():
     model(**batch())
     assert run.states["embeddings"].moments.rows == rows
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("make", [bert, gpt2, llama])
+def test_command_line_on_saved_models(make, minilm, tmp_path, capsys):
+    """A folder of a model, encoder or decoder, without a padding token: states, files, a dump."""
+    model = make()
+    model.resize_token_embeddings(len(minilm.tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    minilm.tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("One short text.\n\nAnother, which is a little longer.\n")
+    folders = {name: tmp_path / name for name in ("model", "out", "dump")}
+    arguments = ["--text", str(tmp_path / "texts.txt"), "--exclude-special-tokens", "--json"]
+    for option, name in (("--model", "model"), ("--out", "out"), ("--save", "dump")):
+        arguments += [option, str(folders[name])]
+    with pytest.raises(SystemExit) as ended:
+        main(["capture", *arguments])
+    assert ended.value.code == 0
+    results = json.loads(capsys.readouterr().out)
+    names = [layer["name"] for layer in results["layers"]]
+    assert names[0] == "embeddings" and len(names) == 1 + model.config.num_hidden_layers
+    dump = aniso.open_dump(folders["dump"])
+    assert list(dump.layers) == names
+    tokens = minilm.tokenizer.tokenize("One short text. Another, which is a little longer.")
+    assert dump.rows == len(tokens) == results["layers"][0]["counts"]["rows"]
+    assert (folders["out"] / "report.html").stat().st_size > 10_000
 
 
 def test_gradients_flow_through_a_captured_model():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 import sysconfig
@@ -9,6 +10,7 @@ from importlib.metadata import files
 from pathlib import Path
 
 import pytest
+import triton
 
 import aniso
 
@@ -52,6 +54,22 @@ def test_extension_links_neither_torch_nor_the_cuda_driver():
 def test_extension_loads_without_torch(tmp_path):
     code = "import sys; from aniso import _native; sys.exit('torch' in sys.modules)"
     assert run(code, tmp_path).returncode == 0
+
+
+def test_compiled_cuda_kernels_use_no_local_memory():
+    """Spilled registers and indexed arrays show as stack; a build without nvcc has no kernels."""
+    from aniso import _native
+
+    tool = triton.knobs.nvidia.cuobjdump.path
+    usage = subprocess.run(
+        [tool, "--dump-resource-usage", _native.__file__],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    kernels = re.findall(r"Function ([^:]+):\s+REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage)
+    assert bool(kernels) == _native.has_cuda
+    assert not [name for name, _, stack, local in kernels if int(stack) + int(local)]
 
 
 def test_kernels_import_nothing_of_aniso():
