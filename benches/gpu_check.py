@@ -27,10 +27,11 @@ def main() -> int:
     python = [sys.executable, "-P", "-m"]
     with tempfile.TemporaryDirectory() as folder:
         benchmarks = Path(folder) / "benchmarks.json"
+        require = {"ANISO_REQUIRE_GPU": "1"}
         install = ["pip", "install", "--no-build-isolation", "--no-deps", "--force-reinstall", "."]
         steps = {
             "build": (180, [*python, *install], {"ANISO_CUDA": "ON"}),
-            "tests": (150, [*python, "pytest", "-q", "-m", "gpu", *gpu_test_files()], {}),
+            "tests": (150, [*python, "pytest", "-q", "-m", "gpu", *gpu_test_files()], require),
             "benches": (
                 240,
                 [*python, "pytest", "-q", "benches", f"--benchmark-json={benchmarks}"],
