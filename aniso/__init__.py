@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "_native" and find_spec("aniso._native") is None:
+        raise ImportError(
+            "this is the source folder of aniso, not an installed aniso; run Python from another "
+            "folder, or with -P"
+        )
     if name not in _HOMES:
         raise AttributeError(f"module 'aniso' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

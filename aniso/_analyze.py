@@ -24,7 +24,7 @@ from aniso.report import Report
 from aniso.state import STATE_SUFFIX, LayerState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from aniso.dumps import Part
 
@@ -86,24 +86,38 @@ def analyze(
         # Rows that cannot be used: a later run can never go on from here.
         run.discard()
         raise
-    report = report_of(states, {"sources": [_describe(dump) for dump in dumps]})
+    pooled = [
+        f"{name}: the rows of {len(parts)} dumps are taken together"
+        for name, parts in work.items()
+        if len(parts) > 1
+    ]
+    report = report_of(states, {"sources": [_describe(dump) for dump in dumps]}, pooled)
     if folder is not None:
         write_results(report, states, folder)
         run.discard()
     return report
 
 
-def report_of(states: Mapping[str, LayerState], provenance: Mapping[str, Any]) -> Report:
-    """The report on finished states; adds version and time to the provenance."""
+def report_of(
+    states: Mapping[str, LayerState], provenance: Mapping[str, Any], notes: Sequence[str] = ()
+) -> Report:
+    """The report on finished states; adds version and time to the provenance, and notes."""
     stamp = {"aniso": version("aniso"), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-    notes = tuple(
-        f"{name}: {count:,} of {state.moments.rows + count:,} rows hold NaN or infinite values "
-        "and were left out"
-        for name, state in states.items()
-        if (count := state.moments.nonfinite_rows)
-    )
+    found = [note for name, state in states.items() for note in _notes(name, state)]
     layers = {name: state.compute() for name, state in states.items()}
-    return Report(layers=layers, provenance={**stamp, **provenance}, notes=notes)
+    return Report(layers=layers, provenance={**stamp, **provenance}, notes=(*notes, *found))
+
+
+def _notes(name: str, state: LayerState) -> Iterator[str]:
+    """What the reader of one layer's numbers has to know."""
+    rows, left_out = state.moments.rows, state.moments.nonfinite_rows
+    if left_out:
+        yield (
+            f"{name}: {left_out:,} of {rows + left_out:,} rows hold NaN or infinite values "
+            "and were left out"
+        )
+    if 0 < rows <= state.dim and state.raw_gram is not None:
+        yield f"{name}: {rows:,} rows in {state.dim:,} dimensions bound every rank by the rows"
 
 
 def write_results(report: Report, states: Mapping[str, LayerState], folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aniso._analyze import report_of, write_results
 from aniso._files import writable_folder
+from aniso.errors import InputError
 from aniso.models import TextModel, capture, run_texts
 from aniso.ops import select_backend
 from aniso.progress import Progress, ProgressMode
@@ -57,6 +58,8 @@ def capture_texts(
     with Progress("capture", len(texts), progress, unit="texts") as shown, run:
         cut = run_texts(loaded, texts, batch_size=batch_size, after_batch=shown.advance)
     states = run.finished()
+    if not any(state.moments.rows for state in states.values()):
+        raise InputError("no token is left to analyse; take longer texts or a longer max-length")
     backend = select_backend("row_moments", next(iter(states.values())).moments.sums).name
     facts = {
         "texts": len(texts),
@@ -65,7 +68,8 @@ def capture_texts(
         "special_tokens": "left out" if exclude_special_tokens else "counted",
         "backend": backend,
     }
-    report = report_of(states, {**provenance, **facts})
+    note = f"{cut:,} of {len(texts):,} texts were cut to {loaded.max_length} tokens"
+    report = report_of(states, {**provenance, **facts}, [note] if cut else [])
     if folder is not None:
         write_results(report, states, folder)
     return report

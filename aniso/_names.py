@@ -25,7 +25,7 @@ def select_names(
 
     Args:
         selection: Names, globs, integers (positions in `default`, negative from the end), or a
-            sequence of them. None takes all of `default`.
+            sequence of them. None takes all of `default`. A glob looks in `default` first.
         default: The layers in order of execution.
         known: Further names that may be asked for.
 
@@ -50,7 +50,9 @@ def _match(item: str | int, default: Sequence[str], names: list[str]) -> list[st
         if -len(default) <= int(text) < len(default):
             return [default[int(text)]]
         raise InputError(f"there is no layer {text}; there are {len(default)}, from 0")
-    matched = [name for name in names if fnmatchcase(name, text)]
+    # A glob means layers: modules inside them only where no layer matches.
+    matched = [name for name in default if fnmatchcase(name, text)]
+    matched = matched or [name for name in names if fnmatchcase(name, text)]
     if not matched:
         near = get_close_matches(text, names, n=3, cutoff=0.3) or list(default[:3])
         raise InputError(f"no layer matches {text!r}; near names are {', '.join(near)}")

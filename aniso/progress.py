@@ -95,7 +95,8 @@ class Progress:
     def _rate_text(self) -> str:
         """GB/s where bytes are counted, else units per second."""
         if self._bytes:
-            return f"{self._rate():.2f} GB/s"
+            rate = self._rate()
+            return f"{rate:.2f} GB/s" if rate >= 0.1 else f"{rate * 1e3:.2f} MB/s"
         return f"{(self._done - self._resumed) / self._seconds():,.0f} {self._unit}/s"
 
     def _eta(self) -> float | None:

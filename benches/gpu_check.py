@@ -6,6 +6,7 @@ reported in it, and the next one runs. The steps together end within eight minut
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -22,8 +23,12 @@ TAIL = 6000
 
 def main() -> int:
     """Runs all steps; exits with 0 when every one passed."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     began = time.monotonic()
     report: dict[str, Any] = {"commit": commit(), "machine": machine(), "steps": {}}
+    if report["machine"].get("gpu") in ("none", "unknown"):
+        sys.stderr.write(f"there is no CUDA device to check: {report['machine']}\n")
+        return 2
     python = [sys.executable, "-P", "-m"]
     with tempfile.TemporaryDirectory() as folder:
         benchmarks = Path(folder) / "benchmarks.json"

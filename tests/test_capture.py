@@ -19,8 +19,16 @@ from transformers import (
 
 import aniso
 from aniso import reference
+from aniso._capture_run import capture_texts
 from aniso.cli import main
-from aniso.models import hook_points, packaged_model, run_texts, verify_weights
+from aniso.models import (
+    TextModel,
+    hook_points,
+    load_model,
+    packaged_model,
+    run_texts,
+    verify_weights,
+)
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 50}
 
@@ -194,6 +202,35 @@ def test_command_line_on_saved_models(make, minilm, tmp_path, capsys):
     tokens = minilm.tokenizer.tokenize("One short text. Another, which is a little longer.")
     assert dump.rows == len(tokens) == results["layers"][0]["counts"]["rows"]
     assert (folders["out"] / "report.html").stat().st_size > 10_000
+
+
+def test_a_glob_means_layers_before_the_modules_inside_them(minilm, demo_texts):
+    with aniso.capture(minilm.model, layers="encoder.layer.*") as run:
+        run_texts(minilm, demo_texts[:4])
+    assert list(run.compute()) == [f"encoder.layer.{i}" for i in range(6)]
+    inside = hook_points(minilm.model, "encoder.layer.0.attention*")
+    assert all(point.name.startswith("encoder.layer.0.attention") for point in inside)
+
+
+def test_texts_cut_short_are_announced(minilm, demo_texts, tmp_path):
+    short = TextModel(minilm.model, minilm.tokenizer, 8)
+    report = capture_texts(short, demo_texts[:5], {}, gram=False, progress=False)
+    assert report.notes == ("5 of 5 texts were cut to 8 tokens",)
+    assert report.layers["embeddings"].counts["rows"] == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "cuda"}, "no CUDA device"),
+        ({"device": "toaster"}, "there is no device 'toaster'"),
+        ({"max_length": 2}, "needs at least 3"),
+    ],
+)
+def test_models_are_refused_in_a_sentence(options, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(aniso.InputError, match=words):
+        load_model(str(packaged_model()), **options)
 
 
 def test_gradients_flow_through_a_captured_model():

@@ -114,6 +114,16 @@ def test_rows_without_spread_have_no_covariance_metrics(value):
     assert math.isnan(metrics["mean_cosine"]) == (value == 0.0)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_rows_whose_squares_leave_float64_keep_what_has_a_value(scale):
+    x = torch.randn(50, 6, dtype=torch.float64) + 1
+    plain, scaled = computed(x).metrics, computed(x * scale).metrics
+    for key in ("mean_cosine", "var_cosine", "relative_drift", "von_neumann_entropy"):
+        assert scaled[key] == pytest.approx(plain[key], rel=1e-12)
+    assert scaled["drift_norm"] == pytest.approx(plain["drift_norm"] * scale, rel=1e-12)
+    assert math.isnan(scaled["rankme"]) and math.isnan(scaled["isoscore"])
+
+
 def test_one_column():
     metrics = computed(torch.randn(50, 1)).metrics
     assert math.isnan(metrics["isoscore"]) and metrics["rankme"] == pytest.approx(1)

@@ -73,6 +73,12 @@ def test_update_takes_batches_of_sequences_with_masks():
     assert_moments(state.moments, expected)
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (24,), (4, 6, 1), (4, 1)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    with pytest.raises(aniso.InputError, match="without its last axis"):
+        aniso.LayerState(8).update(torch.randn(4, 6, 8), torch.ones(shape, dtype=torch.bool))
+
+
 def test_save_and_load(tmp_path):
     state = aniso.LayerState(7)
     state.update(spoiled(30, 7, torch.float32), block=Block("a.npy@1", 0, 30))
@@ -119,6 +125,11 @@ def test_refusals(tmp_path):
         state.update(torch.randn(3, 5))
     with pytest.raises(aniso.InputError, match="cannot merge"):
         state.merge(aniso.LayerState(4, gram=False))
+    for other in (state, None, [1]):
+        with pytest.raises(aniso.InputError, match="cannot merge a state with"):
+            state.merge(other)
+    with pytest.raises(aniso.InputError, match="leave them out"):
+        aniso.LayerState(10**8)
     with pytest.raises(aniso.InputError, match="dim is 0"):
         aniso.LayerState(0)
     with pytest.raises(aniso.InputError, match="there is no state file"):

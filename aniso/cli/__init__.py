@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort) as interruption:
         # click turns a KeyboardInterrupt into an Abort that it causes.
         sentence = str(interruption.__cause__ or interruption)
-        _fail(f"interrupted; {sentence}".rstrip("; "), 130)
+        _fail(f"interrupted; {sentence or 'nothing was saved, run it again'}", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -9,17 +9,19 @@ import click
 from aniso.cli._show import progress_mode, show_report
 
 
-@click.command(name="analyze")
+@click.command(name="analyze", short_help="Analyse dumps of activations.")
 @click.argument("dumps", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DUMP…")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder for results.json, report.html and the states.",
 )
-@click.option("--layers", multiple=True, metavar="GLOB", help="Layers to read; may be repeated.")
+@click.option(
+    "--layers", multiple=True, metavar="GLOB", help="Name, glob or position; may be repeated."
+)
 @click.option("--no-gram", is_flag=True, help="First-order statistics only: faster, no spectra.")
 @click.option("--strict", is_flag=True, help="Stop at the first row with NaN or infinite values.")
-@click.option("--resume/--no-resume", default=True, help="Go on from what DIR holds already.")
+@click.option("--resume/--no-resume", default=True, help="Go on from the states in --out.")
 @click.option("--json", "json_lines", is_flag=True, help="Print JSON, progress as JSON lines.")
 def command(
     dumps: tuple[Path, ...],

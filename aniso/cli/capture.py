@@ -11,7 +11,7 @@ from aniso.cli._show import progress_mode, show_report
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-@click.command(name="capture")
+@click.command(name="capture", short_help="Analyse a model while it runs.")
 @click.option("--model", required=True, help="Folder of a Hugging Face model, or a hub id.")
 @click.option(
     "--text",
@@ -19,7 +19,9 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
     type=click.Path(path_type=Path),
     help="UTF-8 file, one text per line.",
 )
-@click.option("--layers", multiple=True, metavar="GLOB", help="Layers to read; may be repeated.")
+@click.option(
+    "--layers", multiple=True, metavar="GLOB", help="Name, glob or position; may be repeated."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -30,7 +32,7 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 @click.option("--no-gram", is_flag=True, help="First-order statistics only: faster, no spectra.")
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
 @click.option("--max-length", default=512, show_default=True, type=click.IntRange(min=1))
-@click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--dtype", default="auto", show_default=True, type=click.Choice(_DTYPES))
 @click.option("--json", "json_lines", is_flag=True, help="Print JSON, progress as JSON lines.")
 def command(

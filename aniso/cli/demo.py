@@ -12,7 +12,7 @@ from aniso.cli._show import progress_mode, show_report
 _TEXT = Path(__file__).with_name("demo_text.txt")
 
 
-@click.command(name="demo")
+@click.command(name="demo", short_help="Try it on a real model, offline.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 
-@click.command(name="info")
+@click.command(name="info", short_help="Versions, devices, backends and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """Show versions, devices and the backends chosen, with the reason."""

@@ -46,7 +46,9 @@ class Part:
     def check(self) -> None:
         """Raises InputError unless these are rows [n, d] of a floating dtype."""
         where = f"{self.path}, array {self.key!r}," if self.key else f"{self.path}"
-        if len(self.shape) != 2 or self.shape[1] == 0:
+        if len(self.shape) == 2 and self.shape[1] == 0:
+            raise InputError(f"{where} has shape {list(self.shape)}, no columns; write it again")
+        if len(self.shape) != 2:
             raise InputError(
                 f"{where} has shape {list(self.shape)}; a layer is rows [n, d]: "
                 "reshape it, or leave it out by naming the layers to read"

@@ -198,6 +198,8 @@ def _files(path: Path) -> list[Path]:
 
 def _read_header(path: Path) -> list[Part]:
     reader = _READERS.get(path.suffix)
+    if is_state(path):
+        raise InputError(f"{path} is a saved state, not a dump; load it with LayerState.load")
     if reader is None:
         raise InputError(f"{path} is neither .npy nor .safetensors; convert it to one of them")
     if not path.exists():

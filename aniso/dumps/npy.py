@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+_MAGIC = b"\x93NUMPY"
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}
 
 
@@ -25,14 +26,15 @@ def npy_parts(path: Path) -> list[Part]:
     Raises:
         InputError: not a NumPy file, truncated, or of Python objects.
     """
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise InputError(f"{path} is no NumPy file; write it with numpy.save")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("an archive of several arrays")
     # NumPy parses the header as a Python literal: a damaged one fails in the tokenizer.
     except (ValueError, EOFError, OSError, SyntaxError, TypeError, TokenError) as error:
         raise InputError(
-            f"{path} cannot be read as a NumPy array ({error}); write it with numpy.save"
+            f"{path} cannot be read as an array of numbers ({error}); write it with numpy.save"
         ) from error
 
     def read(start: int, stop: int) -> Tensor:

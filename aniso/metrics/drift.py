@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 def drift_norm(moments: RowMoments) -> float:
     """‖Σx‖/N over the kept rows; NaN without rows."""
-    return float(torch.linalg.vector_norm(moments.sum)) / moments.rows if moments.rows else math.nan
+    if not moments.rows:
+        return math.nan
+    largest = float(moments.sum.abs().max())
+    if not 0 < largest < math.inf:
+        return largest / moments.rows
+    # Scaled, so that no square leaves the range of float64.
+    return largest * float(torch.linalg.vector_norm(moments.sum / largest)) / moments.rows
 
 
 def mean_norm(moments: RowMoments) -> float:

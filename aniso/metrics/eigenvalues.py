@@ -23,10 +23,12 @@ def descending_eigenvalues(matrix: Tensor) -> Tensor:
     accurate to second order in the error of q, given that Gq is multiplied exactly.
 
     Args:
-        matrix: Symmetric, [d, d], float64.
+        matrix: Symmetric, [d, d], float64. All are NaN when an entry is not finite.
 
     Time O(d³).
     """
+    if not torch.isfinite(matrix).all():
+        return torch.full_like(matrix[0], math.nan)
     ascending: Tensor = torch.linalg.eigvalsh(matrix)
     small = ascending < _TRUSTED * ascending[-1]
     if small.any():

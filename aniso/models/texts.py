@@ -60,6 +60,7 @@ def load_model(
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"folder {name} has no config.json; pass the folder of a saved model")
+    _check_device(device)
     disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -72,8 +73,20 @@ def load_model(
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    shortest = tokenizer.num_special_tokens_to_add() + 1
+    if max_length < shortest:
+        raise InputError(f"max-length is {max_length}; this tokenizer needs at least {shortest}")
     positions = getattr(model.config, "max_position_embeddings", None) or max_length
     return TextModel(model, tokenizer, min(max_length, positions, tokenizer.model_max_length))
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(f"there is no device {device!r}; use cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"this torch ({torch.__version__}) sees no CUDA device; use cpu")
 
 
 def run_texts(

@@ -70,5 +70,5 @@ def _floors(ax: Axes, spectra: list[tuple[np.ndarray, float] | None]) -> None:
     if floors:
         ax.set_ylim(floors[0] / 8, 2)
         height = ax.get_yaxis_transform()
-        note = f"resolution floor {floors[-1]:.1e}"
+        note = f"resolution floor {floors[-1]:.1e} σ₁"
         ax.text(0.01, floors[-1] * 1.3, note, transform=height, **NOTE)

@@ -62,5 +62,8 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], Sources]:
     except FileNotFoundError as error:
         raise InputError(f"there is no state file {path}") from error
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read as safetensors ({error}); remove it") from error
+        raise InputError(
+            f"{path} cannot be read as safetensors ({error}); pass another file, or "
+            "--no-resume to start over"
+        ) from error
     return tensors, Sources.from_json(metadata["sources"])

@@ -47,8 +47,14 @@ class LayerState:
         self.raw_gram: Tensor | None = None
         self.unit_gram: Tensor | None = None
         if gram:
-            self.raw_gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-            self.unit_gram = torch.zeros_like(self.raw_gram)
+            try:
+                self.raw_gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+                self.unit_gram = torch.zeros_like(self.raw_gram)
+            except RuntimeError as error:
+                raise InputError(
+                    f"the two Gram matrices of {dim:,} columns need {16 * dim**2 / 1e9:,.0f} GB, "
+                    "which cannot be had; leave them out (gram=False, --no-gram)"
+                ) from error
         self.sources = Sources()
 
     @property
@@ -77,13 +83,19 @@ class LayerState:
         beyond rounding.
         """
         rows = as_tensor(x)
+        keep = None if mask is None else as_tensor(mask, "mask")
+        if keep is not None and keep.shape != rows.shape[:-1]:
+            raise InputError(
+                f"mask has shape {list(keep.shape)}, x {list(rows.shape)}; a mask has x's shape "
+                "without its last axis"
+            )
         rows = rows.reshape(-1, rows.shape[-1]) if rows.ndim > 2 else rows
         check_rows(rows)
         if rows.shape[1] != self.dim:
             raise InputError(f"rows have {rows.shape[1]} columns, this state has dim {self.dim}")
         sources = self.sources if block is None else self.sources.add(block)
         rows = rows.to(self.device)
-        kept = None if mask is None else check_mask(as_tensor(mask, "mask").reshape(-1), rows)
+        kept = None if keep is None else check_mask(keep.reshape(-1), rows)
         row_moments_into(rows, kept, *self.moments.tensors())
         if self.raw_gram is not None:
             gram_into(rows, kept, self.raw_gram, self.unit_gram)
@@ -95,6 +107,9 @@ class LayerState:
         Raises:
             InputError: other width, only one has a Gram, or both hold the same source rows.
         """
+        if not isinstance(other, LayerState) or other is self:
+            what = "itself" if other is self else f"a {type(other).__name__}"
+            raise InputError(f"cannot merge a state with {what}; pass another LayerState")
         if (other.dim, other.raw_gram is None) != (self.dim, self.raw_gram is None):
             raise InputError(
                 f"cannot merge {_shape(self)} with {_shape(other)}; both must have the same"
