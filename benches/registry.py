@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import aniso
-from aniso.profile import copy_bandwidth, read_bandwidth
+from aniso.profile import memory_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,10 +66,14 @@ def side_by_side(*cases: Case) -> Callable[..., None]:
         assert error <= case.tolerance, f"error {error:.1e}: no speed of a wrong result"
         calls = {"ours": lambda: case.ours(x)}
         calls |= {name: (lambda peer=peer: peer(x)) for name, peer in case.peers.items()}
+        limit = memory_pass(x) if case.nbytes else None
+        if limit is not None:
+            calls["limit"] = limit.run
         seconds = interleaved(calls)
+        rate = None if limit is None else limit.nbytes / seconds.pop("limit")
         benchmark.pedantic(calls["ours"], rounds=1, warmup_rounds=0)
         benchmark.group = case.op
-        benchmark.extra_info.update(_facts(case, seconds, error, x))
+        benchmark.extra_info.update(_facts(case, seconds, error, rate, x))
         _print(case, benchmark.extra_info)
 
     return bench
@@ -100,7 +104,9 @@ def timed(call: Callable[[], Any]) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def _facts(case: Case, seconds: dict[str, float], error: float, x: Any) -> dict[str, Any]:
+def _facts(
+    case: Case, seconds: dict[str, float], error: float, limit: float | None, x: Any
+) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "shape": case.shape,
         "device": DEVICE,
@@ -112,8 +118,7 @@ def _facts(case: Case, seconds: dict[str, float], error: float, x: Any) -> dict[
     }
     if DEVICE != "cpu":
         facts["milliseconds"] = {name: t * 1e3 for name, t in seconds.items()}
-    if case.nbytes:
-        limit = read_bandwidth(x) if DEVICE == "cpu" else copy_bandwidth(DEVICE)
+    if limit is not None:
         facts["limit_gb_per_s"] = limit / 1e9
         facts["gb_per_s"] = case.nbytes / seconds["ours"] / 1e9
         facts["share_of_limit"] = case.nbytes / seconds["ours"] / limit

@@ -1,5 +1,5 @@
 """Kernel speed against measured limits."""
 
-from aniso.profile.ceilings import copy_bandwidth, read_bandwidth
+from aniso.profile.ceilings import MemoryPass, memory_pass
 
-__all__ = ["copy_bandwidth", "read_bandwidth"]
+__all__ = ["MemoryPass", "memory_pass"]

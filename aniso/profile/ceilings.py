@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from statistics import median
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,42 +10,35 @@ import torch
 from aniso import _native
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
-def read_bandwidth(buffer: Tensor, *, threads: int | None = None, repeats: int = 7) -> float:
-    """Bytes per second at which the CPU reads `buffer` once, every byte used.
+@dataclass(frozen=True)
+class MemoryPass:
+    """One pass over memory at the rate that memory gives.
+
+    Attributes:
+        run: Does the pass once.
+        nbytes: Bytes it moves; over the seconds of `run` they are the limit.
+    """
+
+    run: Callable[[], object]
+    nbytes: int
+
+
+def memory_pass(x: Tensor) -> MemoryPass:
+    """The fastest pass over x: what a kernel that reads x once is measured against.
+
+    On a CPU every byte is read on torch's number of threads; on a GPU x is copied, and bytes read
+    and written both count.
 
     Args:
-        buffer: A contiguous tensor, several times larger than the last-level cache.
-        threads: Threads that read. Default: torch's number.
-        repeats: Passes; the median counts.
+        x: A contiguous tensor, several times larger than the last-level cache.
     """
-    count = threads or torch.get_num_threads()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        _native.read_stream_cpu(buffer, count)
-        seconds.append(time.perf_counter() - began)
-    return buffer.nbytes / median(seconds)
-
-
-def copy_bandwidth(device: str, *, nbytes: int = 1 << 32, repeats: int = 7) -> float:
-    """Bytes per second of a copy on a GPU, read and written bytes both counted.
-
-    Args:
-        device: A CUDA device.
-        nbytes: Size of the buffer; several times the L2 cache.
-        repeats: Copies; the median counts.
-    """
-    source = torch.empty(nbytes, dtype=torch.uint8, device=device).random_()
-    target = torch.empty_like(source)
-    seconds = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        target.copy_(source)
-        end.record()
-        torch.cuda.synchronize()
-        seconds.append(begin.elapsed_time(end) / 1e3)
-    return float(2 * nbytes / median(seconds))
+    if x.device.type == "cpu":
+        threads = torch.get_num_threads()
+        return MemoryPass(lambda: _native.read_stream_cpu(x, threads), x.nbytes)
+    target = torch.empty_like(x)
+    return MemoryPass(lambda: target.copy_(x), 2 * x.nbytes)
