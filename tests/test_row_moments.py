@@ -28,7 +28,7 @@ def test_equals_reference_on_every_instruction_set(n, d, dtype, masked):
     mask = torch.rand(n) > 0.3 if masked else None
     expected = reference.row_moments(x, mask)
     for isa in AVAILABLE:
-        assert_moments(run_isa(x, mask, isa), expected)
+        assert_moments(run_isa(x, mask, isa), expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -36,7 +36,7 @@ def test_threads_share_the_rows(dtype):
     x = spoiled(3001, 301, dtype)
     expected = reference.row_moments(x)
     for threads in (2, 3, 7):
-        assert_moments(run_isa(x, None, _native.isa, threads), expected)
+        assert_moments(run_isa(x, None, _native.isa, threads), expected, dtype)
 
 
 def test_same_threads_give_the_same_bits():
@@ -50,14 +50,14 @@ def test_strided_rows_and_masks():
     mask = torch.rand(200) > 0.5
     for x in (wide[:, 10:73], wide[::3], wide.T, wide[3:4].expand(50, 90), wide[:, ::2]):
         kept = mask[: 2 * x.shape[0] : 2]
-        assert_moments(aniso.row_moments(x, mask=kept), reference.row_moments(x, kept))
+        assert_moments(aniso.row_moments(x, mask=kept), reference.row_moments(x, kept), x.dtype)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_float32_far_from_one(scale):
     x = torch.randn(65, 40) * scale
     result = aniso.row_moments(x)
-    assert_moments(result, reference.row_moments(x))
+    assert_moments(result, reference.row_moments(x), x.dtype)
     plain = aniso.row_moments(x / scale)
     torch.testing.assert_close(result.unit_sum, plain.unit_sum, rtol=1e-6, atol=1e-6)
 
@@ -76,7 +76,7 @@ def test_float64_squares_out_of_range(scale):
 
 def test_half_precision_squares_do_not_overflow():
     x = torch.full((9, 33), 6e4, dtype=torch.float16)
-    assert_moments(aniso.row_moments(x), reference.row_moments(x))
+    assert_moments(aniso.row_moments(x), reference.row_moments(x), x.dtype)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e15, 1e25])
@@ -84,13 +84,13 @@ def test_bfloat16_squares_out_of_the_range_of_float32(scale):
     x = (torch.randn(40, 70) * scale).bfloat16()
     x[::3] = torch.randn(14, 70).bfloat16()
     for isa in AVAILABLE:
-        assert_moments(run_isa(x, None, isa), reference.row_moments(x))
+        assert_moments(run_isa(x, None, isa), reference.row_moments(x), x.dtype)
 
 
 def test_one_sink_row_among_small_ones():
     x = torch.randn(200, 64)
     x[7] *= 1e12
-    assert_moments(aniso.row_moments(x), reference.row_moments(x))
+    assert_moments(aniso.row_moments(x), reference.row_moments(x), x.dtype)
 
 
 def test_every_output_is_added_to_and_nothing_beside_it():

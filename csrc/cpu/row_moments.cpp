@@ -26,7 +26,7 @@ class PartialMoments {
     return {base, base + 5 * d_, base + 5 * d_ + 3, base + 4 * d_, counts_};
   }
 
-  float* scratch() { return scratch_.data(); }
+  void* scratch() { return scratch_.data(); }
 
   void add_to(const RowMomentsView& out) {
     const RowMomentsView part = view();
@@ -41,12 +41,12 @@ class PartialMoments {
  private:
   int64_t d_;
   AlignedArray<double> doubles_;
-  AlignedArray<float> scratch_;
+  AlignedArray<char> scratch_;
   int64_t counts_[4] = {0, 0, 0, 0};
 };
 
 using PartFunction = void (*)(const RowsView&, const MaskView&, int64_t, int64_t,
-                              const RowMomentsView&, float*);
+                              const RowMomentsView&, void*);
 
 PartFunction part_function([[maybe_unused]] Isa isa) {
 #ifdef ANISO_X86

@@ -11,14 +11,14 @@ namespace aniso::cpu {
 void row_moments(const RowsView& rows, const MaskView& mask, const RowMomentsView& out, int threads,
                  Isa isa);
 
-/// Scratch of one part, in rows of float32: what half-precision rows are widened into.
-constexpr int ROW_MOMENTS_SCRATCH = 16;
+/// Scratch of one part, in zeroed bytes per column: four float32 sums and one half-precision max.
+constexpr int ROW_MOMENTS_SCRATCH = 18;
 
 // One serial pass over rows [begin, end) into fresh accumulators, once per instruction set.
 #define ANISO_DECLARE_PART(isa)                                                       \
   namespace isa {                                                                     \
   void row_moments_part(const RowsView&, const MaskView&, int64_t begin, int64_t end, \
-                        const RowMomentsView&, float* scratch);                       \
+                        const RowMomentsView&, void* scratch);                        \
   }
 ANISO_DECLARE_PART(baseline)
 ANISO_DECLARE_PART(avx2)

@@ -22,7 +22,10 @@ constexpr int LANES = 4;
 constexpr int LANES = 2;
 #endif
 typedef double f64s __attribute__((vector_size(LANES * 8)));
-typedef float f32s __attribute__((vector_size(LANES * 8)));  // as many bytes: twice the lanes
+// As many bytes, so twice and four times the lanes.
+typedef float f32s __attribute__((vector_size(LANES * 8)));
+typedef uint32_t u32s __attribute__((vector_size(LANES * 8)));
+typedef uint16_t u16s __attribute__((vector_size(LANES * 8)));
 
 struct bf16 {
   uint16_t bits;
@@ -63,31 +66,67 @@ inline V load(const float* p) {
   }
 }
 
-// widen: half-precision values at p as float32.
-inline float widen1(const bf16* p) {
-  const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
+// value: one number as float64.
+inline double value(double x) { return x; }
+inline double value(float x) { return x; }
+inline double value(bf16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   return load_as<float>(&bits);
 }
-inline float widen1(const f16* p) { return static_cast<float>(load_as<_Float16>(p)); }
+inline double value(f16 x) { return static_cast<double>(load_as<_Float16>(&x)); }
 
-inline f32s widen(const bf16* p) {
+inline f32s as_floats(u32s bits) { return load_as<f32s>(&bits); }
+
+// Halves<T>: a vector of half-precision numbers as two vectors of float32. widen() takes the
+// cheapest order: slot(k) is where number k comes to lie in the two vectors.
+template <class T>
+struct Halves;
+template <>
+struct Halves<bf16> {
+  static void widen(u16s bits, f32s (&x)[2]) {
+    const u32s pairs = load_as<u32s>(&bits);
+    x[0] = as_floats(pairs << 16);
+    x[1] = as_floats(pairs & 0xffff0000u);
+  }
+  static constexpr int slot(int k) { return k / 2 + k % 2 * 2 * LANES; }
+};
+template <>
+struct Halves<f16> {
+  static void widen(u16s bits, f32s (&x)[2]) {
 #if defined(__AVX512F__)
-  const __m512i wide = _mm512_cvtepu16_epi32(load_as<__m256i>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    const __m512i all = load_as<__m512i>(&bits);
+    x[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(all));
+    x[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(all, 1));
 #elif defined(__AVX2__)
-  const __m256i wide = _mm256_cvtepu16_epi32(load_as<__m128i>(p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    const __m256i all = load_as<__m256i>(&bits);
+    x[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(all));
+    x[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(all, 1));
 #else
-  return f32s{widen1(p), widen1(p + 1), widen1(p + 2), widen1(p + 3)};
+    for (int k = 0; k < 4 * LANES; ++k) {
+      x[k / (2 * LANES)][k % (2 * LANES)] = static_cast<float>(value(f16{bits[k]}));
+    }
+#endif
+  }
+  static constexpr int slot(int k) { return k; }
+};
+
+// The two halves of a vector of float32, as float64.
+inline f64s low_as_f64(f32s v) {
+#if defined(__AVX512F__)
+  return _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(_mm256_castps256_ps128(v));
+#else
+  return f64s{v[0], v[1]};
 #endif
 }
-inline f32s widen(const f16* p) {
+inline f64s high_as_f64(f32s v) {
 #if defined(__AVX512F__)
-  return _mm512_cvtph_ps(load_as<__m256i>(p));
+  return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
 #elif defined(__AVX2__)
-  return _mm256_cvtph_ps(load_as<__m128i>(p));
+  return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
 #else
-  return f32s{widen1(p), widen1(p + 1), widen1(p + 2), widen1(p + 3)};
+  return f64s{v[2], v[3]};
 #endif
 }
 

@@ -1,0 +1,180 @@
+// Sums over rows of half precision (bfloat16, float16): float32 over one group, then float64.
+//
+// A conversion to float64 costs as much as two additions, so no value meets one by itself: sums run
+// over up to SPAN rows in float32 before they are added in float64. The squared norms, on which all
+// else hangs, carry their rounding errors along and are as good as in float64.
+#pragma once
+
+#include "cpu/row_moments.hpp"
+#include "cpu/row_moments_rows.hpp"
+#include "cpu/simd.hpp"
+
+namespace aniso::cpu::ANISO_ISA {
+namespace {
+
+/// Accumulates bf16 or f16 rows. Within a chunk of CHUNK columns, sums lie in the order of
+/// `Halves<T>` until finish().
+template <class T>
+class HalfSums {
+ public:
+  static constexpr int64_t CHUNK = sizeof(u16s) / sizeof(uint16_t);  // columns at once
+  static constexpr int MIN_GROUP = 4;
+  static constexpr int MAX_GROUP = 16;
+  static constexpr int SPAN = 64;
+  // Outside, squares or their sums might leave float32.
+  static constexpr double MIN_SQUARES = 1e-24;
+  static constexpr double MAX_SQUARES = 1e36;
+
+  /// Scratch: ROW_MOMENTS_SCRATCH zeroed bytes per column.
+  HalfSums(const RowMomentsView& out, int64_t d, void* scratch)
+      : out_(out),
+        d_(d),
+        chunked_(d / CHUNK * CHUNK),
+        partial_(static_cast<float*>(scratch)),
+        largest_(reinterpret_cast<uint16_t*>(partial_ + 4 * d)) {}
+
+  /// Rows held at once: few (measured: 4 are as fast as 6 and 8), so that they and the partial sums
+  /// stay in the first-level cache; more where the partial sums alone do not fit there and every
+  /// visit to them costs.
+  static int group(int64_t d) { return d <= 1024 ? MIN_GROUP : MAX_GROUP; }
+
+  static double squares(const T* row, int64_t d, ReadAhead& ahead) {
+    f32s sum[2] = {}, error[2] = {};
+    int64_t k = 0;
+    const auto add_chunk = [&] {
+      f32s x[2];
+      Halves<T>::widen(load_as<u16s>(row + k), x);
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        // x² is exact in the fused operations: `error` takes what `next` rounds away.
+        const f32s next = sum[i] + x[i] * x[i];
+        const f32s added = next - sum[i];
+        error[i] += x[i] * x[i] - added;
+        sum[i] = next;
+      }
+      k += CHUNK;
+    };
+    while (k + 2 * CHUNK <= d) {
+      add_chunk();
+      add_chunk();
+      ahead.next();
+    }
+    if (k + CHUNK <= d) add_chunk();
+    double total = sum_lanes(low_as_f64(sum[0]) + high_as_f64(sum[0]) +
+                             (low_as_f64(sum[1]) + high_as_f64(sum[1])) +
+                             (low_as_f64(error[0] + error[1]) + high_as_f64(error[0] + error[1])));
+    for (; k < d; ++k) total += value(row[k]) * value(row[k]);
+    return total;
+  }
+
+  void add(const T* const* rows, const Direction* directions, int count, ReadAhead& ahead) {
+    float inverse[MAX_GROUP], inverse2[MAX_GROUP];
+    for (int j = 0; j < count; ++j) {
+      inverse[j] = static_cast<float>(directions[j].inverse);
+      inverse2[j] = static_cast<float>(directions[j].inverse2);
+    }
+    for (int64_t k = 0; k < chunked_; k += CHUNK) {
+      if (count == MIN_GROUP) {  // a constant the compiler can unroll
+        add_chunk(rows, inverse, inverse2, MIN_GROUP, k, ahead);
+      } else {
+        add_chunk(rows, inverse, inverse2, count, k, ahead);
+      }
+    }
+    for (int64_t k = chunked_; k < d_; ++k) {
+      for (int j = 0; j < count; ++j) {
+        const double x = value(rows[j][k]);
+        add_unusual(k, x, x * directions[j].inverse);
+      }
+    }
+    pending_ += count;
+    if (pending_ + MAX_GROUP > SPAN) promote();
+  }
+
+  void add_unusual(int64_t k, double x, double unit) {
+    const int64_t at = slot(k);
+    out_.sums[at] += x;
+    out_.sums[d_ + at] += unit;
+    out_.sums[2 * d_ + at] += x * x;
+    out_.sums[3 * d_ + at] += unit * unit;
+    out_.abs_max[k] = max_of(out_.abs_max[k], __builtin_fabs(x));
+  }
+
+  void finish() {
+    promote();
+    for (int64_t k = 0; k < chunked_; ++k) {
+      const T bits{largest_[k]};
+      out_.abs_max[k] = max_of(out_.abs_max[k], value(bits));
+    }
+    for (int sum = 0; sum < 4; ++sum) {
+      for (int64_t first = 0; first < chunked_; first += CHUNK)
+        restore(out_.sums + sum * d_ + first);
+    }
+  }
+
+ private:
+  /// Where column k lies.
+  int64_t slot(int64_t k) const {
+    return k < chunked_ ? k / CHUNK * CHUNK + Halves<T>::slot(k % CHUNK) : k;
+  }
+
+  static void restore(double* chunk) {
+    double columns[CHUNK];
+    for (int64_t k = 0; k < CHUNK; ++k) columns[k] = chunk[Halves<T>::slot(k)];
+    for (int64_t k = 0; k < CHUNK; ++k) chunk[k] = columns[k];
+  }
+
+  static void add_to(double* p, f32s v) {
+    store(p, load<f64s>(p) + low_as_f64(v));
+    store(p + LANES, load<f64s>(p + LANES) + high_as_f64(v));
+  }
+
+  __attribute__((always_inline)) void add_chunk(const T* const* rows, const float* inverse,
+                                                const float* inverse2, int count, int64_t k,
+                                                ReadAhead& ahead) {
+    float* partial = partial_ + 4 * k;
+    f32s sums[4][2];
+    std::memcpy(sums, partial, sizeof sums);
+    u16s largest = load_as<u16s>(largest_ + k);
+    for (int j = 0; j < count; ++j) {
+      if (j % 2 == 0) ahead.next();
+      const u16s bits = load_as<u16s>(rows[j] + k);
+      largest = max_of(largest, bits & uint16_t{0x7fff});
+      f32s x[2];
+      Halves<T>::widen(bits, x);
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        const f32s square = x[i] * x[i];
+        sums[0][i] += x[i];
+        sums[1][i] += x[i] * inverse[j];
+        sums[2][i] += square;
+        sums[3][i] += square * inverse2[j];
+      }
+    }
+    store(largest_ + k, largest);
+    std::memcpy(partial, sums, sizeof sums);
+  }
+
+  void promote() {
+    pending_ = 0;
+    for (int64_t k = 0; k < chunked_; k += CHUNK) {
+      f32s sums[4][2];
+      std::memcpy(sums, partial_ + 4 * k, sizeof sums);
+      std::memset(partial_ + 4 * k, 0, sizeof sums);
+#pragma GCC unroll 4
+      for (int sum = 0; sum < 4; ++sum) {
+        add_to(out_.sums + sum * d_ + k, sums[sum][0]);
+        add_to(out_.sums + sum * d_ + k + CHUNK / 2, sums[sum][1]);
+      }
+    }
+  }
+
+  RowMomentsView out_;
+  int64_t d_;
+  int64_t chunked_;    // columns in whole chunks
+  int pending_ = 0;    // rows in the partial sums
+  float* partial_;     // per chunk: its part of the four sums
+  uint16_t* largest_;  // bits of max|x_k|, ordered as the numbers are
+};
+
+}  // namespace
+}  // namespace aniso::cpu::ANISO_ISA
