@@ -116,7 +116,7 @@ def _notes(name: str, state: LayerState) -> Iterator[str]:
             f"{name}: {left_out:,} of {rows + left_out:,} rows hold NaN or infinite values "
             "and were left out"
         )
-    if 0 < rows <= state.dim and state.raw_gram is not None:
+    if 0 < rows <= state.dim and state.grams is not None:
         yield f"{name}: {rows:,} rows in {state.dim:,} dimensions bound every rank by the rows"
 
 
@@ -237,5 +237,5 @@ class _Run:
         )
         seen = int(state.moments.counts[[0, 2, 3]].sum())
         clean = not (self._strict and state.moments.nonfinite_rows)
-        same = (state.raw_gram is not None) == self._gram
+        same = (state.grams is not None) == self._gram
         return prefixes and sum(done.values()) == seen > 0 and clean and same

@@ -4,9 +4,13 @@ from typing import Any
 
 version: str
 isa: str
+has_amx: bool
 has_cuda: bool
 
 def read_stream_cpu(buffer: Any, threads: int) -> int: ...
+def gram_cpu(
+    x: Any, mask: Any, raw: Any, unit: Any, totals: Any, noise: Any, threads: int
+) -> None: ...
 def row_moments_cpu(
     x: Any,
     mask: Any,

@@ -1,4 +1,4 @@
-"""The sums over rows that every first-order statistic is a function of (formulas: state S1)."""
+"""The sums over rows that every exact statistic is a function of (formulas: states S1 and S2)."""
 
 from __future__ import annotations
 
@@ -114,3 +114,43 @@ class RowMoments:
     def directions(self) -> int:
         """N of the cosine statistics: kept rows with ‖x‖ > 0."""
         return self.rows - self.zero_rows
+
+
+@dataclass(frozen=True)
+class Grams:
+    """Additive second moments of the kept rows (state S2), float64.
+
+    A kernel may multiply rounded rows X + Δ. `totals` are then the column sums of the very rows
+    that were multiplied, so that centred moments lose nothing to cancellation, and `noise` says
+    how large Δ is: no eigenvalue of a Gram matrix is off by more than 2 σ₁ ‖Δ‖ + ‖Δ‖².
+
+    Attributes:
+        raw: [d, d]: Σxxᵀ.
+        unit: [d, d]: Σx̂x̂ᵀ.
+        totals: [2, d]: Σx, Σx̂.
+        noise: [2]: expected ‖Δ‖_F² of x and of x̂, beyond the rounding of float64.
+    """
+
+    raw: Any
+    unit: Any
+    totals: Any
+    noise: Any
+
+    @classmethod
+    def zeros(cls, dim: int, device: torch.device | str = "cpu") -> Grams:
+        """The second moments of no rows: the neutral element of `merge`."""
+        double = partial(torch.zeros, dtype=torch.float64, device=device)
+        return cls(double(dim, dim), double(dim, dim), double(2, dim), double(2))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four accumulators, in the order of the op's arguments."""
+        return self.raw, self.unit, self.totals, self.noise
+
+    def map(self, function: Callable[[Any], Any]) -> Grams:
+        """The same second moments with `function` applied to every array."""
+        return Grams(*map(function, self.tensors()))
+
+    def merge(self, other: Grams) -> Grams:
+        """Second moments of both row sets together; neither operand changes."""
+        pairs = zip(self.tensors(), other.tensors(), strict=True)
+        return Grams(*(mine + theirs for mine, theirs in pairs))

@@ -79,7 +79,7 @@ def test_several_calls_add_up():
         hidden = [model(**b).last_hidden_state for b in batches]
     rows = torch.cat([h[b["attention_mask"].bool()] for h, b in zip(hidden, batches, strict=True)])
     state = run.states["encoder.layer.1"]
-    close(state.raw_gram, reference.gram(rows), len(rows))
+    close(state.grams.raw, reference.gram(rows), len(rows))
     assert run.compute()["encoder.layer.1"].counts["rows"] == len(rows)
 
 
@@ -123,7 +123,7 @@ def test_live_capture_equals_the_dump_it_wrote(minilm, demo_texts, tmp_path):
         for block in aniso.open_dump(tmp_path / "dump")[name].blocks():
             dumped.update(block.rows)
         for part, tensor in state.state_dict().items():
-            if part != "counts":
+            if part not in ("counts", "gram_noise"):  # rounding differs between splits
                 scale = tensor.abs().max()
                 assert (tensor - dumped.state_dict()[part]).abs().max() <= 1e-12 * scale
 

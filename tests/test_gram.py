@@ -1,30 +1,95 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from rows import DTYPES, SIZES, close, spoiled
 
 import aniso
-from aniso import reference
+from aniso import _native, reference
+from aniso.moments import Grams
 from aniso.ops import gram_into
+
+# Rounding to 47 (float32) or 23 bits (half precision) of a column's largest value, on one or both
+# sides, and products of digits beyond the last: a few units of the last bit of few rows at worst.
+TOLERANCE = {torch.float32: 2.0**-44, torch.float16: 2.0**-21, torch.bfloat16: 2.0**-21}
+
+
+def grams(x, mask=None):
+    sums = Grams.zeros(x.shape[1])
+    gram_into(x, mask, *sums.tensors())
+    return sums
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("n", "d"), SIZES[:-1])
+@pytest.mark.parametrize(("n", "d"), [*SIZES, (2100, 70)])
 def test_both_grams_equal_reference(n, d, dtype):
     x, mask = spoiled(n, d, dtype), torch.rand(n) > 0.3
-    raw, unit = (torch.zeros(d, d, dtype=torch.float64) for _ in range(2))
-    gram_into(x, mask, raw, unit)
-    close(raw, reference.gram(x, mask), n, "raw")
-    close(unit, reference.gram(x, mask, normalize=True), n, "unit")
+    sums, moments = grams(x, mask), reference.row_moments(x, mask)
+    tolerance = TOLERANCE.get(dtype)
+    close(sums.raw, reference.gram(x, mask), n, "raw", tolerance)
+    close(sums.unit, reference.gram(x, mask, normalize=True), n, "unit", tolerance)
+    close(sums.totals, torch.stack([moments.sum, moments.unit_sum]), n, "totals", tolerance)
+    assert torch.equal(sums.raw, sums.raw.T) and torch.equal(sums.unit, sums.unit.T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_digits_are_as_fine_as_they_say(dtype):
+    """The error of G is XᵀΔ + ΔᵀX with ‖Δ‖_F² as stated, and of random sign: nothing adds up."""
+    x = (torch.randn(4000, 48) + 0.3).to(dtype)
+    sums = grams(x)
+    if not _native.has_amx:
+        assert sums.noise.tolist() == [0.0, 0.0]
+        return
+    error = sums.unit - reference.gram(x, normalize=True)
+    allowed = 2 * math.sqrt(sums.noise[1]) * torch.linalg.matrix_norm(sums.unit, 2).sqrt()
+    assert 0 < torch.linalg.matrix_norm(error, 2) < allowed
+    assert error.mean().abs() < 0.1 * allowed / 48
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e30])
+def test_float32_far_from_one(scale):
+    x = torch.randn(300, 40) * scale
+    x[::2] *= torch.logspace(-6, 0, 40)
+    sums = grams(x)
+    close(sums.raw, reference.gram(x), 300, tolerance=TOLERANCE[torch.float32])
+    close(sums.unit, reference.gram(x, normalize=True), 300, tolerance=TOLERANCE[torch.float32])
+
+
+def test_columns_of_very_different_size_are_each_as_good():
+    x = torch.randn(500, 60) * torch.logspace(-18, 18, 60)
+    raw, exact = grams(x).raw, reference.gram(x)
+    size = exact.diagonal().sqrt()
+    close(raw / size / size[:, None], exact / size / size[:, None], 500, "", 2.0**-44)
+
+
+def test_threads_give_the_same_bits(monkeypatch):
+    x = torch.randn(1500, 200)
+    results = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        results.append(grams(x))
+    for result in results[1:]:
+        pairs = zip(results[0].tensors(), result.tensors(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strided_rows_and_masks(dtype):
+    wide = spoiled(100, 90, dtype)
+    for x in (wide[:, 10:73], wide[::3], wide.T, wide[:, ::2]):
+        mask = torch.rand(2 * x.shape[0])[::2] > 0.5
+        expected = reference.gram(x, mask)
+        close(grams(x, mask).raw, expected, len(x), tolerance=TOLERANCE.get(dtype))
 
 
 def test_blocks_add_up(monkeypatch):
     from sys import modules
 
     monkeypatch.setattr(modules["aniso.ops.gram"], "_BLOCK_ELEMENTS", 100)
-    x = torch.randn(333, 17)
+    x = torch.randn(333, 17, dtype=torch.float64)
     close(aniso.gram(x), reference.gram(x), 333)
 
 
@@ -60,19 +125,19 @@ def test_numpy_in_numpy_out():
 
 
 def test_opcheck_and_compile():
-    x, raw = torch.randn(20, 6), torch.zeros(6, 6, dtype=torch.float64)
-    for arguments in ((x, None, raw, torch.zeros_like(raw)), (x, None, raw, None)):
-        torch.library.opcheck(gram_into, arguments)
+    x, sums = torch.randn(20, 6), Grams.zeros(6)
+    for unit in (sums.unit, None):
+        torch.library.opcheck(gram_into, (x, None, sums.raw, unit, sums.totals, sums.noise))
 
-    total = torch.zeros(6, 6, dtype=torch.float64)
+    total = Grams.zeros(6)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def layer(rows):
-        torch.ops.aniso.gram(rows, None, total, None)
+        torch.ops.aniso.gram(rows, None, *total.tensors())
         return rows + 1
 
     layer(x)
-    close(total, reference.gram(x), 20)
+    close(total.raw, reference.gram(x), 20, tolerance=TOLERANCE[torch.float32])
 
 
 @pytest.mark.gpu

@@ -22,9 +22,9 @@ def state_of(x, **options):
 
 def assert_same(a, b, n):
     assert_moments(a.moments, b.moments)
-    if a.raw_gram is not None:
-        close(a.raw_gram, b.raw_gram, n, "raw Gram")
-        close(a.unit_gram, b.unit_gram, n, "unit Gram")
+    if a.grams is not None:
+        close(a.grams.raw, b.grams.raw, n, "raw Gram")
+        close(a.grams.unit, b.grams.unit, n, "unit Gram")
 
 
 @settings(max_examples=30, deadline=None)

@@ -26,16 +26,16 @@ def mean_cosine(moments: RowMoments) -> float:
     return (float(moments.unit_sum @ moments.unit_sum) - n) / (n * (n - 1))
 
 
-def var_cosine(moments: RowMoments, unit_gram: Tensor) -> float:
+def var_cosine(directions: int, unit_total: Tensor, unit_gram: Tensor) -> float:
     """Variance over i ≠ j by the identity whose terms are all non-negative; NaN below two.
 
     With μ = Σx̂/N, S = Ĝ/N − μμᵀ, m = ‖μ‖²: over all ordered pairs Var_all = 2μᵀSμ + ‖S‖_F²;
     then the N pairs (i, i) are taken out. Nothing cancels, at any mean cosine.
     """
-    n = moments.directions
+    n = directions
     if n < 2:
         return math.nan
-    mu = moments.unit_sum / n
+    mu = unit_total / n
     spread = unit_gram / n - torch.outer(mu, mu)
     var_all = float(2 * (mu @ spread @ mu) + (spread**2).sum())
     m = float(mu @ mu)
@@ -120,9 +120,11 @@ def cosine_stats(
     row_moments_into(rows, kept, *moments.tensors())
     if nonfinite == "raise":
         require_finite(rows, kept, moments.nonfinite_rows)
-    unit_gram = rows.new_zeros((rows.shape[1], rows.shape[1]), dtype=torch.float64)
-    gram_into(rows, kept, None, unit_gram)
-    var = var_cosine(moments, unit_gram)
+    dim = rows.shape[1]
+    unit_gram = rows.new_zeros((dim, dim), dtype=torch.float64)
+    totals = unit_gram.new_zeros(2, dim)
+    gram_into(rows, kept, None, unit_gram, totals, unit_gram.new_zeros(2))
+    var = var_cosine(moments.directions, totals[1], unit_gram)
     return CosineStats(
         rows=moments.rows,
         zero_rows=moments.zero_rows,

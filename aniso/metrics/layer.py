@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from aniso.moments import RowMoments
+    from aniso.moments import Grams, RowMoments
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,25 @@ class LayerMetrics:
     resolution_floor: float | None = None
 
 
-def layer_metrics(
-    moments: RowMoments, raw_gram: Tensor | None = None, unit_gram: Tensor | None = None
-) -> LayerMetrics:
+def layer_metrics(moments: RowMoments, grams: Grams | None = None) -> LayerMetrics:
     """Every metric that the sums of a layer give.
 
     Args:
         moments: State S1.
-        raw_gram: Σxxᵀ, [d, d] float64; None leaves out the metrics of the spectrum.
-        unit_gram: Σx̂x̂ᵀ, [d, d] float64; None leaves out variance and entropies of the directions.
+        grams: State S2; None leaves out the spectrum, and variance and entropies of the directions.
 
     Time O(d³) for the eigenvalues.
     """
     dim = moments.sums.shape[1]
     metrics = _first_order(moments)
-    sigma = None
-    if unit_gram is not None:
-        metrics |= _directional(moments, unit_gram)
-    if raw_gram is not None:
-        sigma = spectrum.singular_values(raw_gram, moments.rows)
+    sigma = floor = None
+    if grams is not None:
+        sigma = spectrum.singular_values(grams.raw, moments.rows)
+        floor = spectrum.resolution_floor(sigma, dim, float(grams.noise[0]))
+        eigenvalues = spectrum.covariance_eigenvalues(grams.raw, grams.totals[0], moments.rows)
+        metrics |= _directional(moments.directions, grams)
         metrics |= _spectral(sigma, dim)
-        metrics |= _centred(spectrum.covariance_eigenvalues(raw_gram, moments), dim)
+        metrics |= _centred(eigenvalues, dim)
     return LayerMetrics(
         dim=dim,
         counts={
@@ -69,7 +67,7 @@ def layer_metrics(
         metrics={key: metrics[key] for key in METRICS if key in metrics},
         contributions=cosine.contributions(moments).cpu().numpy(),
         singular_values=None if sigma is None else sigma.cpu().numpy(),
-        resolution_floor=None if sigma is None else spectrum.resolution_floor(sigma, dim),
+        resolution_floor=floor,
     )
 
 
@@ -83,13 +81,13 @@ def _first_order(moments: RowMoments) -> dict[str, float]:
     }
 
 
-def _directional(moments: RowMoments, unit_gram: Tensor) -> dict[str, float]:
-    var = cosine.var_cosine(moments, unit_gram)
+def _directional(directions: int, grams: Grams) -> dict[str, float]:
+    var = cosine.var_cosine(directions, grams.totals[1], grams.unit)
     return {
         "var_cosine": var,
         "std_cosine": math.sqrt(var),
-        "von_neumann_entropy": spectrum.von_neumann_entropy(unit_gram, moments.directions),
-        "renyi2_entropy": spectrum.renyi2_entropy(unit_gram, moments.directions),
+        "von_neumann_entropy": spectrum.von_neumann_entropy(grams.unit, directions),
+        "renyi2_entropy": spectrum.renyi2_entropy(grams.unit, directions),
     }
 
 

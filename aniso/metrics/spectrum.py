@@ -16,8 +16,6 @@ from aniso.metrics.eigenvalues import descending_eigenvalues
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from aniso.moments import RowMoments
-
 _EPS = torch.finfo(torch.float64).eps
 
 
@@ -27,19 +25,24 @@ def singular_values(raw_gram: Tensor, rows: int) -> Tensor:
     return eigenvalues[: min(rows, len(eigenvalues))].sqrt()
 
 
-def resolution_floor(sigma: Tensor, dim: int) -> float:
-    """Below √(d ε)·σ₁ (ε of float64), a singular value taken from a Gram matrix is rounding."""
-    return math.sqrt(dim * _EPS) * float(sigma[0]) if len(sigma) else math.nan
+def resolution_floor(sigma: Tensor, dim: int, noise: float = 0.0) -> float:
+    """Below √(d ε σ₁² + 2 σ₁ ‖Δ‖) a singular value taken from a Gram matrix is rounding.
+
+    ε of float64; noise = ‖Δ‖_F², the rounding of the rows themselves (see `ops.gram_into`).
+    """
+    if not len(sigma):
+        return math.nan
+    largest = float(sigma[0])
+    return math.sqrt(largest * (dim * _EPS * largest + 2 * math.sqrt(noise)))
 
 
-def covariance_eigenvalues(raw_gram: Tensor, moments: RowMoments) -> Tensor:
+def covariance_eigenvalues(raw_gram: Tensor, total: Tensor, rows: int) -> Tensor:
     """λ of C = Σxxᵀ/N − x̄x̄ᵀ; empty when C is nothing but the rounding of the second moment."""
-    n = moments.rows
-    if n < 2:
+    if rows < 2:
         return raw_gram.new_empty(0)
-    mean = moments.sum / n
-    covariance = raw_gram / n - torch.outer(mean, mean)
-    if float(covariance.trace()) <= len(raw_gram) * _EPS * float(raw_gram.trace()) / n:
+    mean = total / rows
+    covariance = raw_gram / rows - torch.outer(mean, mean)
+    if float(covariance.trace()) <= len(raw_gram) * _EPS * float(raw_gram.trace()) / rows:
         return raw_gram.new_empty(0)
     return descending_eigenvalues(covariance)
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from aniso.errors import InputError
 from aniso.metrics import LayerMetrics, layer_metrics
-from aniso.moments import RowMoments
+from aniso.moments import Grams, RowMoments
 from aniso.ops import gram_into, row_moments_into
 from aniso.ops._arrays import as_tensor, check_mask, check_rows
 from aniso.state.file import load_state, save_state
@@ -17,6 +15,7 @@ from aniso.state.sources import Block, Sources
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import Tensor
 
 
@@ -44,17 +43,13 @@ class LayerState:
         if dim < 1:
             raise InputError(f"dim is {dim}; it is the width of the rows, at least 1")
         self.moments = RowMoments.zeros(dim, device)
-        self.raw_gram: Tensor | None = None
-        self.unit_gram: Tensor | None = None
-        if gram:
-            try:
-                self.raw_gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-                self.unit_gram = torch.zeros_like(self.raw_gram)
-            except RuntimeError as error:
-                raise InputError(
-                    f"the two Gram matrices of {dim:,} columns need {16 * dim**2 / 1e9:,.0f} GB, "
-                    "which cannot be had; leave them out (gram=False, --no-gram)"
-                ) from error
+        try:
+            self.grams = Grams.zeros(dim, device) if gram else None
+        except RuntimeError as error:
+            raise InputError(
+                f"the two Gram matrices of {dim:,} columns need {16 * dim**2 / 1e9:,.0f} GB, "
+                "which cannot be had; leave them out (gram=False, --no-gram)"
+            ) from error
         self.sources = Sources()
 
     @property
@@ -97,8 +92,8 @@ class LayerState:
         rows = rows.to(self.device)
         kept = None if keep is None else check_mask(keep.reshape(-1), rows)
         row_moments_into(rows, kept, *self.moments.tensors())
-        if self.raw_gram is not None:
-            gram_into(rows, kept, self.raw_gram, self.unit_gram)
+        if self.grams is not None:
+            gram_into(rows, kept, *self.grams.tensors())
         self.sources = sources
 
     def merge(self, other: LayerState) -> LayerState:
@@ -110,15 +105,15 @@ class LayerState:
         if not isinstance(other, LayerState) or other is self:
             what = "itself" if other is self else f"a {type(other).__name__}"
             raise InputError(f"cannot merge a state with {what}; pass another LayerState")
-        if (other.dim, other.raw_gram is None) != (self.dim, self.raw_gram is None):
+        if (other.dim, other.grams is None) != (self.dim, self.grams is None):
             raise InputError(
                 f"cannot merge {_shape(self)} with {_shape(other)}; both must have the same"
             )
         merged = LayerState(self.dim, gram=False, device=self.device)
         merged.sources = self.sources.merge(other.sources)
         merged.moments = self.moments.merge(other.moments.map(lambda t: t.to(self.device)))
-        merged.raw_gram = _sum(self.raw_gram, other.raw_gram)
-        merged.unit_gram = _sum(self.unit_gram, other.unit_gram)
+        if self.grams is not None and other.grams is not None:
+            merged.grams = self.grams.merge(other.grams.map(lambda t: t.to(self.device)))
         return merged
 
     def __add__(self, other: LayerState) -> LayerState:
@@ -128,19 +123,19 @@ class LayerState:
     def reset(self) -> None:
         """Forgets all rows."""
         self.load_state_dict(
-            LayerState(self.dim, gram=self.raw_gram is not None, device=self.device).state_dict()
+            LayerState(self.dim, gram=self.grams is not None, device=self.device).state_dict()
         )
         self.sources = Sources()
 
     def compute(self) -> LayerMetrics:
         """All metrics of the rows seen so far. Time O(d³)."""
-        return layer_metrics(self.moments, self.raw_gram, self.unit_gram)
+        return layer_metrics(self.moments, self.grams)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The accumulators by name; they share memory with the state."""
         tensors = dict(vars(self.moments))
-        if self.raw_gram is not None and self.unit_gram is not None:
-            tensors |= {"raw_gram": self.raw_gram, "unit_gram": self.unit_gram}
+        if self.grams is not None:
+            tensors |= {f"gram_{name}": tensor for name, tensor in vars(self.grams).items()}
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -168,7 +163,7 @@ class LayerState:
             InputError: no such file, not a state, damaged, or of a newer schema.
         """
         tensors, sources = load_state(path)
-        state = cls(tensors["sums"].shape[1], gram="raw_gram" in tensors)
+        state = cls(tensors["sums"].shape[1], gram="gram_raw" in tensors)
         state.load_state_dict(tensors)
         state.sources = sources
         return state
@@ -177,9 +172,5 @@ class LayerState:
         return f"<LayerState {_shape(self)}, {self.moments.rows} rows>"
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return None if a is None or b is None else a + b.to(a.device)
-
-
 def _shape(state: LayerState) -> str:
-    return f"dim {state.dim} {'without' if state.raw_gram is None else 'with'} Gram"
+    return f"dim {state.dim} {'without' if state.grams is None else 'with'} Gram"

@@ -1,0 +1,97 @@
+#include "cpu/gram.hpp"
+
+#include <algorithm>
+
+#include "common/aligned.hpp"
+#include "common/parallel.hpp"
+#include "cpu/gram_kernel.hpp"
+
+#if defined(ANISO_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace aniso::cpu {
+
+bool has_amx() {
+#if defined(ANISO_AMX)
+  static const bool has = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+    constexpr unsigned kTiles = 1u << 24, kInt8 = 1u << 25;
+    constexpr unsigned kAvx512bw = 1u << 30;
+    if ((d & kTiles) == 0 || (d & kInt8) == 0 || (b & kAvx512bw) == 0) return false;
+    // The system hands out the tile registers on request only (Linux, arch_prctl(2)).
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return has;
+#else
+  return false;
+#endif
+}
+
+namespace {
+
+/// Adds the lower triangle of 32 × 32 squares to both halves of a [d, d] matrix.
+void add_symmetric(const double* squares, int64_t d, double* out) {
+  constexpr int64_t W = GRAM_GROUP;
+  for (int64_t group = 0; group * W < d; ++group) {
+    for (int64_t other = 0; other <= group; ++other) {
+      const double* square = squares + (group * (group + 1) / 2 + other) * W * W;
+      for (int64_t i = group * W; i < std::min(d, (group + 1) * W); ++i) {
+        for (int64_t j = other * W; j < std::min(i + 1, (other + 1) * W); ++j) {
+          const double sum = square[i % W * W + j % W];
+          out[i * d + j] += sum;
+          if (i != j) out[j * d + i] += sum;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void gram(const RowsView& rows, const MaskView& mask, double* raw, double* unit, double* totals,
+          double* noise, int threads) {
+#if defined(ANISO_AMX)
+  const GramPlan plan = rows.dtype == DType::f32 ? GRAM_SINGLE : GRAM_HALF;
+  const int64_t groups = (rows.d + GRAM_GROUP - 1) / GRAM_GROUP, padded = groups * GRAM_GROUP;
+  const int64_t panels = padded / GRAM_PANEL, digits = plan.digits * plan.rows * padded;
+  const int64_t squares = groups * (groups + 1) / 2 * GRAM_GROUP * GRAM_GROUP;
+  const int members = static_cast<int>(std::min<int64_t>(std::max(threads, 1), groups));
+  double* const outs[2] = {raw, unit};
+  AlignedArray<int8_t> left(digits), right(digits);
+  AlignedArray<RowScale> scales(plan.rows);
+  AlignedArray<float> largest(members * 2 * padded), zero_row(padded);
+  AlignedArray<double> factors(padded), column_totals(2 * padded), noises(2 * panels);
+  AlignedArray<double> raw_sums(raw == nullptr ? 0 : squares);
+  AlignedArray<double> unit_sums(unit == nullptr ? 0 : squares);
+  const GramScratch scratch{
+      padded,
+      {left.data(), right.data()},
+      scales.data(),
+      largest.data(),
+      factors.data(),
+      {column_totals.data(), column_totals.data() + padded},
+      {noises.data(), noises.data() + panels},
+      {raw == nullptr ? nullptr : raw_sums.data(), unit == nullptr ? nullptr : unit_sums.data()},
+      zero_row.data()};
+  Team team{members};
+  parallel_parts(members, members, [&](int member, int64_t, int64_t) {
+    amx::gram_member(rows, mask, scratch, team, member);
+  });
+  for (int which = 0; which < 2; ++which) {
+    if (outs[which] == nullptr) continue;
+    add_symmetric(scratch.sums[which], rows.d, outs[which]);
+    double* out = totals + which * rows.d;
+    for (int64_t k = 0; k < rows.d; ++k) out[k] += scratch.totals[which][k];
+    for (int64_t panel = 0; panel < panels; ++panel) noise[which] += scratch.noise[which][panel];
+  }
+#else
+  (void)rows, (void)mask, (void)raw, (void)unit, (void)totals, (void)noise, (void)threads;
+#endif
+}
+
+}  // namespace aniso::cpu

@@ -1,0 +1,24 @@
+// Second moments of rows, G = Σxxᵀ and Ĝ = Σx̂x̂ᵀ, by exact products of 8-bit digits.
+//
+// Every column of a block of rows is brought to fixed point by a power of two and cut into S digits
+// of 8 bits. Products of digits are added exactly in int32 by the matrix unit (AMX); what remains
+// is the rounding to S·8 − 1 bits of a column's largest value: S = 6 for float32 (47 bits: as good
+// as float64), S = 3 for half precision (23 bits). Products of digits beyond the last are left out.
+// Method: Ootomo, Ozaki, Yokota, "DGEMM on integer matrix multiplication unit" (2024).
+#pragma once
+
+#include "common/rows_view.hpp"
+
+namespace aniso::cpu {
+
+/// Whether this machine has the matrix unit and the system lets us use it.
+bool has_amx();
+
+/// Adds Σxxᵀ to `raw` and Σx̂x̂ᵀ to `unit` ([d, d], either may be null), on up to `threads` threads.
+/// For each of them, also the column sums of the rows as multiplied to totals [2, d], and the
+/// expected ‖Δ‖_F² of their rounding Δ to noise [2].
+/// Rows of float32, float16 or bfloat16; masked and non-finite rows are left out. Needs has_amx().
+void gram(const RowsView& rows, const MaskView& mask, double* raw, double* unit, double* totals,
+          double* noise, int threads);
+
+}  // namespace aniso::cpu
