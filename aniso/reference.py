@@ -110,6 +110,15 @@ def singular_values(x: Tensor) -> Tensor:
     return sigma
 
 
+def pair_cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Cosines of all pairs i < j of rows of x, or of all pairs of a row of x and a row of y, flat."""
+    units = directions(x)
+    if y is not None:
+        return (units @ directions(y).T).flatten()
+    i, j = torch.triu_indices(len(units), len(units), 1)
+    return (units @ units.T)[i, j]
+
+
 def covariance_eigenvalues(x: Tensor) -> Tensor:
     """λ of the covariance (1/N) of the kept rows, descending, by an SVD of the centred rows."""
     rows = kept_rows(x)

@@ -2,6 +2,15 @@
 
 from aniso.ops.backend import Backend, select_backend
 from aniso.ops.gram import gram, gram_into
+from aniso.ops.pair_histogram import pair_histogram_into
 from aniso.ops.row_moments import row_moments, row_moments_into
 
-__all__ = ["Backend", "gram", "gram_into", "row_moments", "row_moments_into", "select_backend"]
+__all__ = [
+    "Backend",
+    "gram",
+    "gram_into",
+    "pair_histogram_into",
+    "row_moments",
+    "row_moments_into",
+    "select_backend",
+]

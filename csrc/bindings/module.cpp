@@ -12,5 +12,6 @@ PYBIND11_MODULE(_native, m) {
 #endif
   aniso::register_ceilings(m);
   aniso::register_gram(m);
+  aniso::register_pair_histogram(m);
   aniso::register_row_moments(m);
 }

@@ -3,6 +3,7 @@
 
 #include "common/rows_view.hpp"
 #include "common/team.hpp"
+#include "cpu/row_scale.hpp"
 
 namespace aniso::cpu {
 
@@ -24,14 +25,6 @@ struct GramPlan {
 };
 constexpr GramPlan GRAM_SINGLE{6, 512};
 constexpr GramPlan GRAM_HALF{3, 1024};
-
-/// Scales of one row: x̂ = x · 2^exponent · (inverse + inverse_low); both 0 for a row left out.
-struct RowScale {
-  const void* row;
-  float exponent;
-  float inverse;
-  float inverse_low;
-};
 
 /// Scratch of one call; d is padded to whole groups.
 struct GramScratch {

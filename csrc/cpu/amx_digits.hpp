@@ -1,0 +1,240 @@
+// Fixed-point digits of rows and their products on the matrix unit (AMX): shared by the kernels
+// that are compiled for it, each in a translation unit of its own.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/row_scale.hpp"
+#include "cpu/simd.hpp"
+
+namespace aniso::cpu::ANISO_ISA {
+namespace {
+
+constexpr int64_t TILE_BYTES = 1024;
+constexpr int DIGIT_BITS = 8;
+
+template <class T>
+inline __m512 load16(const T* p, __mmask16 columns);
+template <>
+inline __m512 load16(const float* p, __mmask16 columns) {
+  return _mm512_maskz_loadu_ps(columns, p);
+}
+template <>
+inline __m512 load16(const bf16* p, __mmask16 columns) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(columns, p);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+template <>
+inline __m512 load16(const f16* p, __mmask16 columns) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(columns, p));
+}
+
+inline __mmask16 columns_from(int64_t k, int64_t d) {
+  const int64_t left = d - k;
+  return left >= 16 ? 0xffff : static_cast<__mmask16>((1u << (left > 0 ? left : 0)) - 1);
+}
+
+// Exact sums of a tile by weight, the last one lightest: digits i and j have weight i + j. Besides
+// the first S weights, the next one counts where it does not average out.
+template <int S>
+constexpr int WEIGHTS = S + 1;
+template <int S>
+using TileSums = int32_t[WEIGHTS<S>][256];
+
+#define LOAD_LEFT(digit) _tile_loadd(6, a + (digit) * TILE_BYTES, 64)
+#define LOAD_RIGHT(digit) _tile_loadd(7, b + (digit) * TILE_BYTES, 64)
+#define MULTIPLY(sum, order) \
+  _tile_dpbssd(sum, 6, 7);   \
+  ask_for_next<S>(a, b, order)
+
+/// Some of the next step's cache lines with every product: asked for evenly, they arrive in time.
+template <int S>
+inline void ask_for_next(const int8_t* a, const int8_t* b, int order) {
+  constexpr int LINES = S * TILE_BYTES / 64, PRODUCTS = S == 6 ? 21 : 8;
+#pragma GCC unroll 8
+  for (int i = order * LINES / PRODUCTS; i < (order + 1) * LINES / PRODUCTS; ++i) {
+    __builtin_prefetch(a + S * TILE_BYTES + 64 * i);
+    __builtin_prefetch(b + S * TILE_BYTES + 64 * i);
+  }
+}
+
+/// Adds the products of the digits of two panels over all steps. The order keeps products onto one
+/// sum apart (a product takes 52 cycles, one starts every 16) and reloads one operand at a time.
+template <int S>
+void add_products(const int8_t* a, const int8_t* b, int64_t steps, TileSums<S>& sums);
+
+template <>
+inline void add_products<6>(const int8_t* a, const int8_t* b, int64_t steps, TileSums<6>& sums) {
+  constexpr int64_t S = 6;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  for (int64_t step = 0; step < steps; ++step) {
+    LOAD_LEFT(1);
+    LOAD_RIGHT(2);
+    MULTIPLY(3, 0);
+    LOAD_RIGHT(1);
+    MULTIPLY(2, 1);
+    LOAD_RIGHT(4);
+    MULTIPLY(5, 2);
+    LOAD_RIGHT(3);
+    MULTIPLY(4, 3);
+    LOAD_RIGHT(0);
+    MULTIPLY(1, 4);
+    LOAD_LEFT(3);
+    MULTIPLY(3, 5);
+    LOAD_LEFT(5);
+    MULTIPLY(5, 6);
+    LOAD_LEFT(2);
+    MULTIPLY(2, 7);
+    LOAD_LEFT(4);
+    MULTIPLY(4, 8);
+    LOAD_LEFT(0);
+    MULTIPLY(0, 9);
+    LOAD_RIGHT(5);
+    MULTIPLY(5, 10);
+    LOAD_RIGHT(3);
+    MULTIPLY(3, 11);
+    LOAD_RIGHT(4);
+    MULTIPLY(4, 12);
+    LOAD_RIGHT(1);
+    MULTIPLY(1, 13);
+    LOAD_LEFT(4);
+    MULTIPLY(5, 14);
+    LOAD_LEFT(2);
+    MULTIPLY(3, 15);
+    LOAD_LEFT(3);
+    MULTIPLY(4, 16);
+    LOAD_RIGHT(2);
+    MULTIPLY(5, 17);
+    LOAD_LEFT(0);
+    MULTIPLY(2, 18);
+    LOAD_LEFT(2);
+    MULTIPLY(4, 19);
+    LOAD_RIGHT(3);
+    MULTIPLY(5, 20);
+    a += S * TILE_BYTES;
+    b += S * TILE_BYTES;
+  }
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(1, sums[1], 64);
+  _tile_stored(2, sums[2], 64);
+  _tile_stored(3, sums[3], 64);
+  _tile_stored(4, sums[4], 64);
+  _tile_stored(5, sums[5], 64);
+}
+
+template <>
+inline void add_products<3>(const int8_t* a, const int8_t* b, int64_t steps, TileSums<3>& sums) {
+  constexpr int64_t S = 3;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  for (int64_t step = 0; step < steps; ++step) {
+    LOAD_LEFT(1);
+    LOAD_RIGHT(2);
+    MULTIPLY(3, 0);
+    _tile_loadd(5, b + TILE_BYTES, 64);
+    _tile_dpbssd(4, 6, 5);
+    ask_for_next<S>(a, b, 1);
+    LOAD_RIGHT(0);
+    MULTIPLY(1, 2);
+    LOAD_LEFT(2);
+    MULTIPLY(2, 3);
+    _tile_dpbssd(3, 6, 5);
+    ask_for_next<S>(a, b, 4);
+    LOAD_LEFT(0);
+    MULTIPLY(0, 5);
+    _tile_dpbssd(1, 6, 5);
+    ask_for_next<S>(a, b, 6);
+    LOAD_RIGHT(2);
+    MULTIPLY(2, 7);
+    a += S * TILE_BYTES;
+    b += S * TILE_BYTES;
+  }
+  alignas(64) int32_t more[256];
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(1, sums[1], 64);
+  _tile_stored(2, sums[2], 64);
+  _tile_stored(3, sums[3], 64);
+  _tile_stored(4, more, 64);
+  for (int i = 0; i < 256; ++i) sums[2][i] += more[i];
+}
+
+/// The direction of a row in float32: see RowScale. row is null when a value is not finite.
+/// Squares of float32 and half-precision values are exact in float64 and never leave its range.
+template <class T>
+RowScale direction_of(const T* row, int64_t d) {
+  __m512d acc[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
+  for (int64_t k = 0; k < d; k += 16) {
+    const __m512 x = load16(row + k, columns_from(k, d));
+    const __m512d low = low_as_f64(x), high = high_as_f64(x);
+    acc[0] = _mm512_fmadd_pd(low, low, acc[0]);
+    acc[1] = _mm512_fmadd_pd(high, high, acc[1]);
+  }
+  const double squares = sum_lanes(acc[0] + acc[1]);
+  if (!(squares <= __DBL_MAX__)) return {nullptr, 0, 0, 0};
+  if (squares == 0.0) return {row, 0, 0, 0};
+  const double norm = __builtin_sqrt(squares);
+  const int exponent = -__builtin_ilogb(norm);
+  const double inverse = 1.0 / __builtin_scalbn(norm, exponent);
+  const float high = static_cast<float>(inverse);
+  return {row, static_cast<float>(exponent), high, static_cast<float>(inverse - high)};
+}
+
+/// 16 × 16 words.
+inline void transpose(const int8_t* in, int8_t* out) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_load_si512(in + 64 * i);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+    b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+    b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+    b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    _mm512_store_si512(out + 64 * i, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+    _mm512_store_si512(out + 64 * (i + 4), _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
+    _mm512_store_si512(out + 64 * (i + 8), _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+    _mm512_store_si512(out + 64 * (i + 12), _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
+  }
+}
+
+struct TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+/// The tile registers of this thread, for as long as it lives.
+class TileSession {
+ public:
+  TileSession() {
+    alignas(64) const TileConfig config;
+    _tile_loadconfig(&config);
+  }
+  ~TileSession() { _tile_release(); }
+  TileSession(const TileSession&) = delete;
+};
+
+}  // namespace
+}  // namespace aniso::cpu::ANISO_ISA
