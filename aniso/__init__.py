@@ -10,14 +10,15 @@ if TYPE_CHECKING:
     from aniso._analyze import analyze
     from aniso.dumps import Dump, DumpWriter, open_dump
     from aniso.errors import InputError
-    from aniso.metrics import METRICS, CosineStats, LayerMetrics, cosine_stats
+    from aniso.metrics import METRICS, CosineStats, LayerMetrics
+    from aniso.metrics.cosine_stats import cosine_stats
     from aniso.models.capture import Capture, capture
     from aniso.moments import RowMoments
     from aniso.ops.backend import Backend, select_backend
     from aniso.ops.gram import gram
     from aniso.ops.row_moments import row_moments
     from aniso.report import Report
-    from aniso.state import LayerState
+    from aniso.state import LayerState, RowSample
 
 # Where each public name lives. Resolved on first use: `aniso --help` must not wait for torch.
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "LayerState": "aniso.state",
     "Report": "aniso.report",
     "RowMoments": "aniso.moments",
+    "RowSample": "aniso.state",
     "analyze": "aniso._analyze",
     "capture": "aniso.models",
     "cosine_stats": "aniso.metrics",
@@ -53,6 +55,7 @@ __all__ = [
     "LayerState",
     "Report",
     "RowMoments",
+    "RowSample",
     "analyze",
     "capture",
     "cosine_stats",

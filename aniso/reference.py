@@ -146,11 +146,13 @@ def layer_metrics(x: Tensor) -> dict[str, float]:
     drift = float(torch.linalg.vector_norm(rows.mean(dim=0)))
     energy = sigma**2
     deviation = sigma - sigma.mean()
+    shares = contributions(x).sort(descending=True).values / (mean if mean > 0 else math.nan)
     participation = float(lam.sum() ** 2 / (lam**2).sum())
     return {
         "mean_cosine": mean,
         "var_cosine": var,
         "std_cosine": math.sqrt(var),
+        **{f"rogue_share_{k}": float(shares[:k].sum()) for k in (1, 3, 10)},
         "drift_norm": drift,
         "mean_norm": float(lengths.mean()),
         "rms_norm": float((lengths**2).mean().sqrt()),
