@@ -10,20 +10,23 @@ if TYPE_CHECKING:
     from aniso._analyze import analyze
     from aniso.dumps import Dump, DumpWriter, open_dump
     from aniso.errors import InputError
-    from aniso.metrics import METRICS, CosineStats, LayerMetrics, cosine_stats
+    from aniso.metrics import METRICS, CosineHistogram, CosineStats, LayerMetrics
+    from aniso.metrics.cosine_histogram import cosine_histogram, cosine_quantile
+    from aniso.metrics.cosine_stats import cosine_stats
     from aniso.models.capture import Capture, capture
     from aniso.moments import RowMoments
     from aniso.ops.backend import Backend, select_backend
     from aniso.ops.gram import gram
     from aniso.ops.row_moments import row_moments
     from aniso.report import Report
-    from aniso.state import LayerState
+    from aniso.state import LayerState, RowSample
 
 # Where each public name lives. Resolved on first use: `aniso --help` must not wait for torch.
 _HOMES = {
     "METRICS": "aniso.metrics",
     "Backend": "aniso.ops",
     "Capture": "aniso.models",
+    "CosineHistogram": "aniso.metrics",
     "CosineStats": "aniso.metrics",
     "Dump": "aniso.dumps",
     "DumpWriter": "aniso.dumps",
@@ -32,8 +35,11 @@ _HOMES = {
     "LayerState": "aniso.state",
     "Report": "aniso.report",
     "RowMoments": "aniso.moments",
+    "RowSample": "aniso.state",
     "analyze": "aniso._analyze",
     "capture": "aniso.models",
+    "cosine_histogram": "aniso.metrics",
+    "cosine_quantile": "aniso.metrics",
     "cosine_stats": "aniso.metrics",
     "gram": "aniso.ops",
     "open_dump": "aniso.dumps",
@@ -45,6 +51,7 @@ __all__ = [
     "METRICS",
     "Backend",
     "Capture",
+    "CosineHistogram",
     "CosineStats",
     "Dump",
     "DumpWriter",
@@ -53,8 +60,11 @@ __all__ = [
     "LayerState",
     "Report",
     "RowMoments",
+    "RowSample",
     "analyze",
     "capture",
+    "cosine_histogram",
+    "cosine_quantile",
     "cosine_stats",
     "gram",
     "open_dump",

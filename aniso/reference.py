@@ -111,7 +111,7 @@ def singular_values(x: Tensor) -> Tensor:
 
 
 def pair_cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Cosines of all pairs i < j of rows of x, or of all pairs of a row of x and a row of y, flat."""
+    """Cosines of all pairs i < j of rows of x, or of all pairs of a row of x and one of y, flat."""
     units = directions(x)
     if y is not None:
         return (units @ directions(y).T).flatten()
@@ -155,11 +155,13 @@ def layer_metrics(x: Tensor) -> dict[str, float]:
     drift = float(torch.linalg.vector_norm(rows.mean(dim=0)))
     energy = sigma**2
     deviation = sigma - sigma.mean()
+    shares = contributions(x).sort(descending=True).values / (mean if mean > 0 else math.nan)
     participation = float(lam.sum() ** 2 / (lam**2).sum())
     return {
         "mean_cosine": mean,
         "var_cosine": var,
         "std_cosine": math.sqrt(var),
+        **{f"rogue_share_{k}": float(shares[:k].sum()) for k in (1, 3, 10)},
         "drift_norm": drift,
         "mean_norm": float(lengths.mean()),
         "rms_norm": float((lengths**2).mean().sqrt()),

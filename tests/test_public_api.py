@@ -16,6 +16,7 @@ NAMES = [
     "METRICS",
     "Backend",
     "Capture",
+    "CosineHistogram",
     "CosineStats",
     "Dump",
     "DumpWriter",
@@ -24,8 +25,11 @@ NAMES = [
     "LayerState",
     "Report",
     "RowMoments",
+    "RowSample",
     "analyze",
     "capture",
+    "cosine_histogram",
+    "cosine_quantile",
     "cosine_stats",
     "gram",
     "open_dump",
@@ -38,18 +42,25 @@ SIGNATURES = {
     "progress=True)",
     "capture": "(model, layers=None, *, exclude_special_tokens=False, exclude_token_ids=(), "
     "tokenizer=None, gram=True, save=None)",
-    "cosine_stats": "(x, *, mask=None, nonfinite='raise')",
+    "cosine_histogram": "(x, *, other=None, mask=None, bins=2048, max_pairs=None, seed=0, "
+    "confidence=0.99)",
+    "cosine_quantile": "(x, q, *, mask=None, tolerance=1e-06)",
+    "cosine_stats": "(x, *, mask=None, nonfinite='raise', without=None)",
     "gram": "(x, *, normalize=False, center=False, mask=None)",
     "open_dump": "(path)",
     "row_moments": "(x, *, mask=None)",
     "select_backend": "(op, x)",
     "LayerState": "(dim, *, gram=True, device='cpu')",
+    "RowSample": "(size, dim, *, seed=0)",
 }
 
 KEYS = [
     "mean_cosine",
     "var_cosine",
     "std_cosine",
+    "rogue_share_1",
+    "rogue_share_3",
+    "rogue_share_10",
     "drift_norm",
     "mean_norm",
     "rms_norm",
@@ -83,6 +94,7 @@ FIELDS = [
     "mean_norm",
     "relative_drift",
     "contributions",
+    "without",
 ]
 
 
@@ -120,7 +132,17 @@ def test_importing_the_package_loads_no_torch():
 
 @pytest.mark.parametrize(
     "module",
-    ["aniso.ops.row_moments", "aniso.ops.gram", "aniso.metrics.cosine", "aniso.state.layer_state"],
+    [
+        "aniso.ops.row_moments",
+        "aniso.ops.gram",
+        "aniso.metrics.cosine_stats",
+        "aniso.metrics.pair_design",
+        "aniso.metrics.pair_sample",
+        "aniso.metrics.rogue",
+        "aniso.metrics.uniformity",
+        "aniso.state.layer_state",
+        "aniso.state.row_sample",
+    ],
 )
 def test_examples_in_docstrings_run(module):
     import torch

@@ -1,7 +1,50 @@
 """Pure functions from sums to numbers, each with its formula and citation."""
 
 from aniso.metrics._registry import METRICS, Metric
-from aniso.metrics.cosine import CosineStats, cosine_stats
+from aniso.metrics.cosine_histogram import CosineHistogram, cosine_histogram, cosine_quantile
+from aniso.metrics.cosine_stats import CosineStats, cosine_stats
 from aniso.metrics.layer import LayerMetrics, layer_metrics
+from aniso.metrics.pair_design import PairDesign
+from aniso.metrics.pair_sample import (
+    DistributionBand,
+    Interval,
+    distribution_band,
+    mean_interval,
+    quantile_interval,
+    within_counts,
+)
+from aniso.metrics.rogue import (
+    RogueDimensions,
+    WithoutDimensions,
+    rogue_dimensions,
+    rogue_share,
+    without_dimensions,
+)
+from aniso.metrics.uniformity import Uniformity, uniformity, uniformity_bounds
 
-__all__ = ["METRICS", "CosineStats", "LayerMetrics", "Metric", "cosine_stats", "layer_metrics"]
+__all__ = [
+    "METRICS",
+    "CosineHistogram",
+    "CosineStats",
+    "DistributionBand",
+    "Interval",
+    "LayerMetrics",
+    "Metric",
+    "PairDesign",
+    "RogueDimensions",
+    "Uniformity",
+    "WithoutDimensions",
+    "cosine_histogram",
+    "cosine_quantile",
+    "cosine_stats",
+    "distribution_band",
+    "layer_metrics",
+    "mean_interval",
+    "quantile_interval",
+    "rogue_dimensions",
+    "rogue_share",
+    "uniformity",
+    "uniformity_bounds",
+    "within_counts",
+    "without_dimensions",
+]

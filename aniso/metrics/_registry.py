@@ -25,6 +25,15 @@ METRICS: dict[str, Metric] = {
         Metric("mean_cosine", "Mean cosine", "(‖Σx̂‖² − N)/(N(N − 1)), all pairs i ≠ j", _COSINE),
         Metric("var_cosine", "Variance of the cosine", "over all pairs i ≠ j", _COSINE),
         Metric("std_cosine", "Standard deviation of the cosine", "√var_cosine", _COSINE),
+        *(
+            Metric(
+                f"rogue_share_{k}",
+                f"Rogue share, top {k}",
+                f"share of mean_cosine in the {k} largest of (ŝ_j² − Σx̂_j²)/(N(N − 1)), ŝ = Σx̂",
+                "Timkey & van Schijndel 2021",
+            )
+            for k in (1, 3, 10)
+        ),
         Metric("drift_norm", "Drift norm", "‖Σx‖/N", _DRIFT),
         Metric("mean_norm", "Mean norm", "Σ‖x‖/N", _DRIFT),
         Metric("rms_norm", "Root mean square norm", "√(Σ‖x‖²/N)", _DRIFT),

@@ -99,7 +99,8 @@ def cosine_histogram(
     All pairs i < j of the rows of x, or all pairs of a row of x and a row of `other`.
 
     Args:
-        x: Rows, shape [n, d], float64/float32/float16/bfloat16, CPU or CUDA. Zero rows are left out.
+        x: Rows, shape [n, d], float64/float32/float16/bfloat16, CPU or CUDA; zero rows
+            are left out.
         other: Rows of a second source, shape [m, d].
         mask: Rows of x to keep, shape [n], bool. Default: all.
         bins: Bins over [−1, 1], at most 65,536.

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aniso.metrics import cosine, drift, spectrum
+from aniso.metrics import cosine, drift, rogue, spectrum
 from aniso.metrics._registry import METRICS
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def layer_metrics(moments: RowMoments, grams: Grams | None = None) -> LayerMetri
 def _first_order(moments: RowMoments) -> dict[str, float]:
     return {
         "mean_cosine": cosine.mean_cosine(moments),
+        **{f"rogue_share_{k}": rogue.rogue_share(moments, k) for k in (1, 3, 10)},
         "drift_norm": drift.drift_norm(moments),
         "mean_norm": drift.mean_norm(moments),
         "rms_norm": drift.rms_norm(moments),

@@ -27,11 +27,16 @@ def is_state(path: Path) -> bool:
 
 
 def save_state(
-    path: str | Path, tensors: dict[str, Tensor], sources: Sources, layer: str | None
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    sources: Sources,
+    layer: str | None,
+    *,
+    kind: str = _KIND,
 ) -> None:
     """Writes the accumulators and where their rows came from, atomically."""
     metadata = {
-        "kind": _KIND,
+        "kind": kind,
         "schema": str(_SCHEMA),
         "sources": sources.to_json(),
         "aniso": version("aniso"),
@@ -42,7 +47,7 @@ def save_state(
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
 
 
-def load_state(path: str | Path) -> tuple[dict[str, Tensor], Sources]:
+def load_state(path: str | Path, *, kind: str = _KIND) -> tuple[dict[str, Tensor], Sources]:
     """Reads what `save_state` wrote.
 
     Raises:
@@ -51,8 +56,11 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], Sources]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("kind") != _KIND:
-                raise InputError(f"{path} is no aniso state; pass a *.state.safetensors file")
+            if metadata.get("kind") != kind:
+                raise InputError(
+                    f"{path} is no aniso state of kind {kind}; pass a *.state.safetensors file "
+                    "that it saved"
+                )
             if int(metadata["schema"]) > _SCHEMA:
                 raise InputError(
                     f"{path} has schema {metadata['schema']}, this aniso reads up to {_SCHEMA}; "
