@@ -8,33 +8,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aniso._analyze import analyze
+    from aniso._compare import compare
     from aniso.dumps import Dump, DumpWriter, open_dump
     from aniso.errors import InputError
-    from aniso.metrics import METRICS, CosineStats, LayerMetrics, cosine_stats
+    from aniso.metrics import METRICS, Comparison, CosineStats, LayerMetrics, cosine_stats
     from aniso.models.capture import Capture, capture
     from aniso.moments import RowMoments
     from aniso.ops.backend import Backend, select_backend
+    from aniso.ops.cross_gram import cross_gram
     from aniso.ops.gram import gram
     from aniso.ops.row_moments import row_moments
     from aniso.report import Report
-    from aniso.state import LayerState
+    from aniso.state import LayerState, PairedState
 
 # Where each public name lives. Resolved on first use: `aniso --help` must not wait for torch.
 _HOMES = {
     "METRICS": "aniso.metrics",
     "Backend": "aniso.ops",
     "Capture": "aniso.models",
+    "Comparison": "aniso.metrics",
     "CosineStats": "aniso.metrics",
     "Dump": "aniso.dumps",
     "DumpWriter": "aniso.dumps",
     "InputError": "aniso.errors",
     "LayerMetrics": "aniso.metrics",
     "LayerState": "aniso.state",
+    "PairedState": "aniso.state",
     "Report": "aniso.report",
     "RowMoments": "aniso.moments",
     "analyze": "aniso._analyze",
     "capture": "aniso.models",
+    "compare": "aniso._compare",
     "cosine_stats": "aniso.metrics",
+    "cross_gram": "aniso.ops",
     "gram": "aniso.ops",
     "open_dump": "aniso.dumps",
     "row_moments": "aniso.ops",
@@ -45,17 +51,21 @@ __all__ = [
     "METRICS",
     "Backend",
     "Capture",
+    "Comparison",
     "CosineStats",
     "Dump",
     "DumpWriter",
     "InputError",
     "LayerMetrics",
     "LayerState",
+    "PairedState",
     "Report",
     "RowMoments",
     "analyze",
     "capture",
+    "compare",
     "cosine_stats",
+    "cross_gram",
     "gram",
     "open_dump",
     "row_moments",

@@ -76,6 +76,25 @@ def check_rows(x: Tensor, name: str = "x") -> Tensor:
     return x
 
 
+def check_pairs(x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
+    """Two arrays as rows [n, dx] and [n, dy] of floating dtypes on one device.
+
+    Raises:
+        InputError: one is not such rows (see `check_rows`), or they differ in rows or device.
+    """
+    a, b = (check_rows(as_tensor(t, name), name) for t, name in zip((x, y), names, strict=True))
+    if len(a) != len(b):
+        raise InputError(
+            f"{names[0]} has {len(a)} rows, {names[1]} has {len(b)}; paired rows are equally many: "
+            "row i of both must belong together"
+        )
+    if a.device != b.device:
+        raise InputError(
+            f"{names[0]} lies on {a.device}, {names[1]} on {b.device}; move them to one device"
+        )
+    return a, b
+
+
 def check_mask(mask: Any, x: Tensor) -> Tensor | None:
     """The mask as a bool tensor [n] on x's device, or None.
 
@@ -109,3 +128,12 @@ def require_finite(x: Tensor, mask: Tensor | None, nonfinite: int, name: str = "
             f"{name} has {nonfinite} rows with NaN or infinite values, the first is row "
             f"{first_nonfinite_row(x, mask)}; mask them out"
         )
+
+
+def require_finite_pairs(
+    x: Tensor, y: Tensor, mask: Tensor | None, names: tuple[str, str] = ("x", "y")
+) -> None:
+    """Raises InputError naming the first kept row of x, or else of y, that is not finite."""
+    for rows, name in zip((x, y), names, strict=True):
+        bad = ~torch.isfinite(rows).all(dim=1)
+        require_finite(rows, mask, int((bad if mask is None else bad & mask).sum()), name)

@@ -2,6 +2,7 @@
 
 from aniso.state.file import STATE_SUFFIX, is_state
 from aniso.state.layer_state import LayerState
+from aniso.state.paired_state import PairedState
 from aniso.state.sources import Block, Sources
 
-__all__ = ["STATE_SUFFIX", "Block", "LayerState", "Sources", "is_state"]
+__all__ = ["STATE_SUFFIX", "Block", "LayerState", "PairedState", "Sources", "is_state"]

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATE_SUFFIX = ".state.safetensors"
-_KIND = "aniso.LayerState"
 _SCHEMA = 1
 
 
@@ -27,11 +26,15 @@ def is_state(path: Path) -> bool:
 
 
 def save_state(
-    path: str | Path, tensors: dict[str, Tensor], sources: Sources, layer: str | None
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    sources: Sources,
+    layer: str | None,
+    kind: str = "LayerState",
 ) -> None:
-    """Writes the accumulators and where their rows came from, atomically."""
+    """Writes the accumulators of a `kind` and where their rows came from, atomically."""
     metadata = {
-        "kind": _KIND,
+        "kind": f"aniso.{kind}",
         "schema": str(_SCHEMA),
         "sources": sources.to_json(),
         "aniso": version("aniso"),
@@ -42,17 +45,20 @@ def save_state(
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
 
 
-def load_state(path: str | Path) -> tuple[dict[str, Tensor], Sources]:
+def load_state(path: str | Path, kind: str = "LayerState") -> tuple[dict[str, Tensor], Sources]:
     """Reads what `save_state` wrote.
 
     Raises:
-        InputError: no such file, not a state, damaged, or of a newer schema.
+        InputError: no such file, not a state of this kind, damaged, or of a newer schema.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("kind") != _KIND:
+            found = metadata.get("kind", "")
+            if not found.startswith("aniso."):
                 raise InputError(f"{path} is no aniso state; pass a *.state.safetensors file")
+            if found != f"aniso.{kind}":
+                raise InputError(f"{path} holds an {found}; load it with {found}.load")
             if int(metadata["schema"]) > _SCHEMA:
                 raise InputError(
                     f"{path} has schema {metadata['schema']}, this aniso reads up to {_SCHEMA}; "
