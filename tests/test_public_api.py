@@ -16,17 +16,21 @@ NAMES = [
     "METRICS",
     "Backend",
     "Capture",
+    "Comparison",
     "CosineStats",
     "Dump",
     "DumpWriter",
     "InputError",
     "LayerMetrics",
     "LayerState",
+    "PairedState",
     "Report",
     "RowMoments",
     "analyze",
     "capture",
+    "compare",
     "cosine_stats",
+    "cross_gram",
     "gram",
     "open_dump",
     "row_moments",
@@ -38,12 +42,15 @@ SIGNATURES = {
     "progress=True)",
     "capture": "(model, layers=None, *, exclude_special_tokens=False, exclude_token_ids=(), "
     "tokenizer=None, gram=True, save=None)",
+    "compare": "(a, b, *, mask=None)",
     "cosine_stats": "(x, *, mask=None, nonfinite='raise')",
+    "cross_gram": "(x, y, *, normalize=False, mask=None)",
     "gram": "(x, *, normalize=False, center=False, mask=None)",
     "open_dump": "(path)",
     "row_moments": "(x, *, mask=None)",
     "select_backend": "(op, x)",
     "LayerState": "(dim, *, gram=True, device='cpu')",
+    "PairedState": "(dim_x, dim_y, *, device='cpu')",
 }
 
 KEYS = [
@@ -86,11 +93,17 @@ FIELDS = [
 ]
 
 
+COMPARISON = ["rows", "rsa_pearson", "debiased_cka", "metrics_a", "metrics_b", "delta"]
+
+
 def test_names_are_frozen():
     assert sorted(aniso.__all__) == sorted(NAMES)
     assert dir(aniso) == sorted(NAMES)
     assert list(METRICS) == KEYS
     assert [f.name for f in dataclasses.fields(aniso.CosineStats)] == FIELDS
+    assert [f.name for f in dataclasses.fields(aniso.Comparison)] == COMPARISON
+    for method in ("update", "merge", "compute", "save", "load", "state_dict"):
+        assert callable(getattr(aniso.PairedState, method))
     for method in ("update", "merge", "reset", "compute", "save", "load", "state_dict"):
         assert callable(getattr(aniso.LayerState, method))
 
@@ -120,7 +133,15 @@ def test_importing_the_package_loads_no_torch():
 
 @pytest.mark.parametrize(
     "module",
-    ["aniso.ops.row_moments", "aniso.ops.gram", "aniso.metrics.cosine", "aniso.state.layer_state"],
+    [
+        "aniso._compare",
+        "aniso.metrics.cosine",
+        "aniso.ops.cross_gram",
+        "aniso.ops.gram",
+        "aniso.ops.row_moments",
+        "aniso.state.layer_state",
+        "aniso.state.paired_state",
+    ],
 )
 def test_examples_in_docstrings_run(module):
     import torch

@@ -45,8 +45,9 @@ class HsicSums:
     def zeros(cls, dim_a: int, dim_b: int, device: torch.device | str = "cpu") -> HsicSums:
         """The sums of no rows."""
         double = partial(torch.zeros, dtype=torch.float64, device=device)
-        shapes = (4,), (dim_a,), (dim_b,), (dim_a,), (dim_b,), (dim_a, dim_b)
-        return cls(*(double(shape) for shape in shapes))
+        # The matrix first: where there is no room for it, nothing else is touched.
+        cross = double(dim_a, dim_b)
+        return cls(double(4), double(dim_a), double(dim_b), double(dim_a), double(dim_b), cross)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> HsicSums:
         """The same sums with `function` applied to every tensor."""

@@ -108,6 +108,9 @@ def rsa_pearson(
         unit_gram_y: Σŷŷᵀ, [dy, dy] float64.
         unit_cross: Σx̂ŷᵀ, [dx, dy] float64.
 
+    With δ = 1 − mean cosine the relative error is some 1e-15 d/δ² (measured: 1e-9 at δ = 0.002),
+    for the variance sought is some δ²/d, and the second moments are rounded to ε.
+
     Time O(dx² + dy² + dx dy). Equivalent to `reference.rsa_pearson`.
     Reference: Kriegeskorte et al., "Representational similarity analysis", 2008.
     """

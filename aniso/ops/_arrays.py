@@ -10,6 +10,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from aniso.errors import InputError
+from aniso.ops._double import finite_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,5 +136,5 @@ def require_finite_pairs(
 ) -> None:
     """Raises InputError naming the first kept row of x, or else of y, that is not finite."""
     for rows, name in zip((x, y), names, strict=True):
-        bad = ~torch.isfinite(rows).all(dim=1)
-        require_finite(rows, mask, int((bad if mask is None else bad & mask).sum()), name)
+        kept = len(rows) if mask is None else int(mask.sum())
+        require_finite(rows, mask, kept - int(finite_rows(rows, mask).sum()), name)

@@ -11,6 +11,7 @@ from aniso.metrics import Comparison, compare_sums
 from aniso.metrics.paired_sums import PairedSums
 from aniso.ops import cross_gram_into, gram_into, row_moments_into
 from aniso.ops._arrays import as_tensor, check_mask, check_pairs
+from aniso.ops._double import finite_rows
 from aniso.state.file import load_state, save_state
 from aniso.state.sources import Block, Sources
 
@@ -121,7 +122,7 @@ class PairedState:
         return a, b, None if keep is None else check_mask(keep.reshape(-1), a)
 
     def _fold(self, x: Tensor, y: Tensor, mask: Tensor | None) -> None:
-        finite = torch.isfinite(x).all(dim=1) & torch.isfinite(y).all(dim=1)
+        finite = finite_rows(y, finite_rows(x))
         allowed = torch.ones_like(finite) if mask is None else mask
         keep = finite & allowed
         both = keep & (x != 0).any(dim=1) & (y != 0).any(dim=1)
