@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aniso._analyze import analyze
+    from aniso._compare import compare
     from aniso.dumps import Dump, DumpWriter, open_dump
     from aniso.errors import InputError
-    from aniso.metrics import METRICS, CosineHistogram, CosineStats, LayerMetrics
+    from aniso.metrics import METRICS, Comparison, CosineHistogram, CosineStats, LayerMetrics
     from aniso.metrics.cosine_histogram import cosine_histogram, cosine_quantile
     from aniso.metrics.cosine_stats import cosine_stats
     from aniso.models.capture import Capture, capture
     from aniso.moments import RowMoments
     from aniso.ops.backend import Backend, select_backend
+    from aniso.ops.cross_gram import cross_gram
     from aniso.ops.gram import gram
     from aniso.ops.row_moments import row_moments
     from aniso.report import Report
-    from aniso.state import LayerState, RowSample
+    from aniso.state import LayerState, PairedState, RowSample
 
 # Where each public name lives. Resolved on first use: `aniso --help` must not wait for torch.
 _HOMES = {
@@ -27,12 +29,14 @@ _HOMES = {
     "Backend": "aniso.ops",
     "Capture": "aniso.models",
     "CosineHistogram": "aniso.metrics",
+    "Comparison": "aniso.metrics",
     "CosineStats": "aniso.metrics",
     "Dump": "aniso.dumps",
     "DumpWriter": "aniso.dumps",
     "InputError": "aniso.errors",
     "LayerMetrics": "aniso.metrics",
     "LayerState": "aniso.state",
+    "PairedState": "aniso.state",
     "Report": "aniso.report",
     "RowMoments": "aniso.moments",
     "RowSample": "aniso.state",
@@ -40,7 +44,9 @@ _HOMES = {
     "capture": "aniso.models",
     "cosine_histogram": "aniso.metrics",
     "cosine_quantile": "aniso.metrics",
+    "compare": "aniso._compare",
     "cosine_stats": "aniso.metrics",
+    "cross_gram": "aniso.ops",
     "gram": "aniso.ops",
     "open_dump": "aniso.dumps",
     "row_moments": "aniso.ops",
@@ -51,6 +57,7 @@ __all__ = [
     "METRICS",
     "Backend",
     "Capture",
+    "Comparison",
     "CosineHistogram",
     "CosineStats",
     "Dump",
@@ -58,14 +65,17 @@ __all__ = [
     "InputError",
     "LayerMetrics",
     "LayerState",
+    "PairedState",
     "Report",
     "RowMoments",
     "RowSample",
     "analyze",
     "capture",
+    "compare",
     "cosine_histogram",
     "cosine_quantile",
     "cosine_stats",
+    "cross_gram",
     "gram",
     "open_dump",
     "row_moments",

@@ -74,6 +74,53 @@ def gram(x: Tensor, mask: Tensor | None = None, *, normalize: bool = False) -> T
     return rows.T @ rows
 
 
+def kept_pairs(x: Tensor, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The paired rows that count, in float64: not masked, all values of both finite."""
+    x, y = x.to(torch.float64), y.to(torch.float64)
+    keep = torch.isfinite(x).all(dim=1) & torch.isfinite(y).all(dim=1)
+    keep = keep if mask is None else keep & mask
+    return x[keep], y[keep]
+
+
+def paired_directions(x: Tensor, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x̂_i and ŷ_i of the kept pairs of which neither row is zero."""
+    x, y = kept_pairs(x, y, mask)
+    both = (x != 0).any(dim=1) & (y != 0).any(dim=1)
+    return directions(x[both]), directions(y[both])
+
+
+def cross_gram(
+    x: Tensor, y: Tensor, mask: Tensor | None = None, *, normalize: bool = False
+) -> Tensor:
+    """Σxyᵀ, or Σx̂ŷᵀ when normalised, [dx, dy]."""
+    a, b = paired_directions(x, y, mask) if normalize else kept_pairs(x, y, mask)
+    return a.T @ b
+
+
+def rsa_pearson(x: Tensor, y: Tensor) -> float:
+    """Pearson correlation of cos(x_i, x_j) and cos(y_i, y_j) over all i < j, pair by pair."""
+    a, b = paired_directions(x, y)
+    i, j = torch.triu_indices(len(a), len(a), offset=1)
+    cosines = torch.stack([(a @ a.T)[i, j], (b @ b.T)[i, j]])
+    return float(torch.corrcoef(cosines)[0, 1])
+
+
+def hsic_1(kernel_x: Tensor, kernel_y: Tensor) -> float:
+    """Unbiased HSIC of two kernel matrices [n, n] (Song et al. 2012, HSIC_1), n ≥ 4."""
+    n = len(kernel_x)
+    k, m = (t - torch.diag(t.diagonal()) for t in (kernel_x, kernel_y))
+    one = torch.ones(n, dtype=torch.float64)
+    total = (k * m).sum() + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+    return float(total - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3))
+
+
+def debiased_cka(x: Tensor, y: Tensor) -> float:
+    """HSIC_1(K, L)/√(HSIC_1(K, K) HSIC_1(L, L)), K = xxᵀ, L = yyᵀ, rows as they are."""
+    x, y = kept_pairs(x, y)
+    k, m = x @ x.T, y @ y.T
+    return hsic_1(k, m) / math.sqrt(hsic_1(k, k) * hsic_1(m, m))
+
+
 def cosine_mean_var(x: Tensor) -> tuple[float, float]:
     """Mean and variance of the cosine over all pairs i ≠ j, pair by pair; O(N²) work."""
     units = directions(kept_rows(x))
@@ -112,9 +159,9 @@ def singular_values(x: Tensor) -> Tensor:
 
 def pair_cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Cosines of all pairs i < j of rows of x, or of all pairs of a row of x and one of y, flat."""
-    units = directions(x)
+    units = directions(x.double())
     if y is not None:
-        return (units @ directions(y).T).flatten()
+        return (units @ directions(y.double()).T).flatten()
     i, j = torch.triu_indices(len(units), len(units), 1)
     return (units @ units.T)[i, j]
 

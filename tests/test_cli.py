@@ -209,6 +209,6 @@ def test_help_is_quick_and_does_not_wait_for_torch(tmp_path):
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "aniso.cli" in imported
     assert not imported & {"torch", "numpy", "rich", "transformers"}
-    assert {"analyze", "capture", "demo", "info"} <= set(
+    assert {"analyze", "capture", "compare", "demo", "info"} <= set(
         re.findall(r"^  (\w+) ", done.stdout, re.M)
     )

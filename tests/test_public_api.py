@@ -17,12 +17,14 @@ NAMES = [
     "Backend",
     "Capture",
     "CosineHistogram",
+    "Comparison",
     "CosineStats",
     "Dump",
     "DumpWriter",
     "InputError",
     "LayerMetrics",
     "LayerState",
+    "PairedState",
     "Report",
     "RowMoments",
     "RowSample",
@@ -30,7 +32,9 @@ NAMES = [
     "capture",
     "cosine_histogram",
     "cosine_quantile",
+    "compare",
     "cosine_stats",
+    "cross_gram",
     "gram",
     "open_dump",
     "row_moments",
@@ -46,12 +50,15 @@ SIGNATURES = {
     "confidence=0.99)",
     "cosine_quantile": "(x, q, *, mask=None, tolerance=1e-06)",
     "cosine_stats": "(x, *, mask=None, nonfinite='raise', without=None)",
+    "compare": "(a, b, *, mask=None)",
+    "cross_gram": "(x, y, *, normalize=False, mask=None)",
     "gram": "(x, *, normalize=False, center=False, mask=None)",
     "open_dump": "(path)",
     "row_moments": "(x, *, mask=None)",
     "select_backend": "(op, x)",
     "LayerState": "(dim, *, gram=True, device='cpu')",
     "RowSample": "(size, dim, *, seed=0)",
+    "PairedState": "(dim_x, dim_y, *, device='cpu')",
 }
 
 KEYS = [
@@ -98,11 +105,17 @@ FIELDS = [
 ]
 
 
+COMPARISON = ["rows", "rsa_pearson", "debiased_cka", "metrics_a", "metrics_b", "delta"]
+
+
 def test_names_are_frozen():
     assert sorted(aniso.__all__) == sorted(NAMES)
     assert dir(aniso) == sorted(NAMES)
     assert list(METRICS) == KEYS
     assert [f.name for f in dataclasses.fields(aniso.CosineStats)] == FIELDS
+    assert [f.name for f in dataclasses.fields(aniso.Comparison)] == COMPARISON
+    for method in ("update", "merge", "compute", "save", "load", "state_dict"):
+        assert callable(getattr(aniso.PairedState, method))
     for method in ("update", "merge", "reset", "compute", "save", "load", "state_dict"):
         assert callable(getattr(aniso.LayerState, method))
 
@@ -135,6 +148,7 @@ def test_importing_the_package_loads_no_torch():
     [
         "aniso.ops.row_moments",
         "aniso.ops.gram",
+        "aniso.metrics.cosine_histogram",
         "aniso.metrics.cosine_stats",
         "aniso.metrics.pair_design",
         "aniso.metrics.pair_sample",
@@ -142,6 +156,9 @@ def test_importing_the_package_loads_no_torch():
         "aniso.metrics.uniformity",
         "aniso.state.layer_state",
         "aniso.state.row_sample",
+        "aniso._compare",
+        "aniso.ops.cross_gram",
+        "aniso.state.paired_state",
     ],
 )
 def test_examples_in_docstrings_run(module):

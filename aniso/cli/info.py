@@ -50,5 +50,5 @@ def _backends(device: str) -> dict[str, str]:
     from aniso.ops import select_backend
 
     x = torch.empty(0, 1, device=device)
-    chosen = {op: select_backend(op, x) for op in ("row_moments", "gram")}
+    chosen = {op: select_backend(op, x) for op in ("row_moments", "gram", "cross_gram")}
     return {f"{op} on {device}": f"{b.name} ({b.reason})" for op, b in chosen.items()}

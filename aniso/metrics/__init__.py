@@ -13,6 +13,7 @@ from aniso.metrics.pair_sample import (
     quantile_interval,
     within_counts,
 )
+from aniso.metrics.paired import Comparison, compare_metrics, compare_sums
 from aniso.metrics.rogue import (
     RogueDimensions,
     WithoutDimensions,
@@ -24,6 +25,7 @@ from aniso.metrics.uniformity import Uniformity, uniformity, uniformity_bounds
 
 __all__ = [
     "METRICS",
+    "Comparison",
     "CosineHistogram",
     "CosineStats",
     "DistributionBand",
@@ -34,6 +36,8 @@ __all__ = [
     "RogueDimensions",
     "Uniformity",
     "WithoutDimensions",
+    "compare_metrics",
+    "compare_sums",
     "cosine_histogram",
     "cosine_quantile",
     "cosine_stats",

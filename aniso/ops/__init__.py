@@ -1,12 +1,15 @@
 """Ops: checked arguments in, kernels underneath, one fastest implementation per device."""
 
 from aniso.ops.backend import Backend, select_backend
+from aniso.ops.cross_gram import cross_gram, cross_gram_into
 from aniso.ops.gram import gram, gram_into
 from aniso.ops.pair_histogram import pair_histogram_into
 from aniso.ops.row_moments import row_moments, row_moments_into
 
 __all__ = [
     "Backend",
+    "cross_gram",
+    "cross_gram_into",
     "gram",
     "gram_into",
     "pair_histogram_into",

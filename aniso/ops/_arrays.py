@@ -10,6 +10,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from aniso.errors import InputError
+from aniso.ops._double import finite_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +82,25 @@ def unit_columns(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
+def check_pairs(x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
+    """Two arrays as rows [n, dx] and [n, dy] of floating dtypes on one device.
+
+    Raises:
+        InputError: one is not such rows (see `check_rows`), or they differ in rows or device.
+    """
+    a, b = (check_rows(as_tensor(t, name), name) for t, name in zip((x, y), names, strict=True))
+    if len(a) != len(b):
+        raise InputError(
+            f"{names[0]} has {len(a)} rows, {names[1]} has {len(b)}; paired rows are equally many: "
+            "row i of both must belong together"
+        )
+    if a.device != b.device:
+        raise InputError(
+            f"{names[0]} lies on {a.device}, {names[1]} on {b.device}; move them to one device"
+        )
+    return a, b
+
+
 def check_mask(mask: Any, x: Tensor) -> Tensor | None:
     """The mask as a bool tensor [n] on x's device, or None.
 
@@ -114,3 +134,12 @@ def require_finite(x: Tensor, mask: Tensor | None, nonfinite: int, name: str = "
             f"{name} has {nonfinite} rows with NaN or infinite values, the first is row "
             f"{first_nonfinite_row(x, mask)}; mask them out"
         )
+
+
+def require_finite_pairs(
+    x: Tensor, y: Tensor, mask: Tensor | None, names: tuple[str, str] = ("x", "y")
+) -> None:
+    """Raises InputError naming the first kept row of x, or else of y, that is not finite."""
+    for rows, name in zip((x, y), names, strict=True):
+        kept = len(rows) if mask is None else int(mask.sum())
+        require_finite(rows, mask, kept - int(finite_rows(rows, mask).sum()), name)

@@ -17,6 +17,7 @@ from aniso.ops._arrays import (
     restore_kind,
     unit_columns,
 )
+from aniso.ops._double import directions, finite_rows
 from aniso.ops.backend import Backend, register_chooser
 from aniso.ops.row_moments import row_moments
 
@@ -71,31 +72,16 @@ def _add_blocks(
     step = max(1, _BLOCK_ELEMENTS // x.shape[1])
     for start in range(0, x.shape[0], step):
         kept = None if mask is None else mask[start : start + step]
-        rows = _finite_rows(x[start : start + step], kept)
+        rows = x[start : start + step].to(torch.float64)
+        # Rows that do not count are set to zero: they add nothing.
+        rows = torch.where(finite_rows(rows, kept)[:, None], rows, 0.0)
         if raw is not None:
             raw.addmm_(rows.T, rows)
             totals[0] += rows.sum(0)
         if unit is not None:
-            units = _directions(rows)
+            units = directions(rows)
             unit.addmm_(units.T, units)
             totals[1] += units.sum(0)
-
-
-def _finite_rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The block in float64, with rows that do not count set to zero: they add nothing."""
-    rows = x.to(torch.float64)
-    keep = torch.isfinite(rows).all(dim=1)
-    if mask is not None:
-        keep &= mask
-    return torch.where(keep[:, None], rows, 0.0)
-
-
-def _directions(rows: Tensor) -> Tensor:
-    """x/‖x‖, zero rows left at zero; scaled by max|x| first, so that no square overflows."""
-    largest = rows.abs().amax(dim=1, keepdim=True)
-    scaled = rows / torch.where(largest > 0, largest, 1.0)
-    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    return scaled / torch.where(norm > 0, norm, 1.0)
 
 
 def gram(x: Any, *, normalize: bool = False, center: bool = False, mask: Any = None) -> Any:

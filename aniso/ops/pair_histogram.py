@@ -82,7 +82,7 @@ def _count_tiles(
         for j in range(0, min(i + 1, len(units)) if b is None else len(partners), _TILE):
             cosines = (units[i : i + _TILE] @ partners[j : j + _TILE].T).clamp_(-1, 1)
             if b is None and i == j:
-                cosines = cosines[tuple(torch.tril_indices(*cosines.shape, -1, device=a.device))]
+                cosines = cosines[torch.ones_like(cosines, dtype=torch.bool).tril(-1)]
             if cosines.numel() == 0:
                 continue
             slots = ((cosines - low) * (bins / (high - low)) + 1).long().clamp_(1, bins)

@@ -1,5 +1,6 @@
 """What an analysis found: a terminal table, `results.json` and a self-contained HTML page."""
 
+from aniso.report._comparison import ComparisonReport
 from aniso.report._report import Report
 
-__all__ = ["Report"]
+__all__ = ["ComparisonReport", "Report"]

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATE_SUFFIX = ".state.safetensors"
-_KIND = "aniso.LayerState"
 _SCHEMA = 1
 
 
@@ -31,12 +30,11 @@ def save_state(
     tensors: dict[str, Tensor],
     sources: Sources,
     layer: str | None,
-    *,
-    kind: str = _KIND,
+    kind: str = "LayerState",
 ) -> None:
-    """Writes the accumulators and where their rows came from, atomically."""
+    """Writes the accumulators of a `kind` and where their rows came from, atomically."""
     metadata = {
-        "kind": kind,
+        "kind": f"aniso.{kind}",
         "schema": str(_SCHEMA),
         "sources": sources.to_json(),
         "aniso": version("aniso"),
@@ -47,20 +45,20 @@ def save_state(
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
 
 
-def load_state(path: str | Path, *, kind: str = _KIND) -> tuple[dict[str, Tensor], Sources]:
+def load_state(path: str | Path, kind: str = "LayerState") -> tuple[dict[str, Tensor], Sources]:
     """Reads what `save_state` wrote.
 
     Raises:
-        InputError: no such file, not a state, damaged, or of a newer schema.
+        InputError: no such file, not a state of this kind, damaged, or of a newer schema.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("kind") != kind:
-                raise InputError(
-                    f"{path} is no aniso state of kind {kind}; pass a *.state.safetensors file "
-                    "that it saved"
-                )
+            found = metadata.get("kind", "")
+            if not found.startswith("aniso."):
+                raise InputError(f"{path} is no aniso state; pass a *.state.safetensors file")
+            if found != f"aniso.{kind}":
+                raise InputError(f"{path} holds an {found}; load it with {found}.load")
             if int(metadata["schema"]) > _SCHEMA:
                 raise InputError(
                     f"{path} has schema {metadata['schema']}, this aniso reads up to {_SCHEMA}; "
