@@ -10,7 +10,14 @@ pair_histogram_max_dim: int
 
 def read_stream_cpu(buffer: Any, threads: int) -> int: ...
 def gram_cpu(
-    x: Any, mask: Any, raw: Any, unit: Any, totals: Any, noise: Any, threads: int
+    x: Any,
+    mask: Any,
+    pilot: Any,
+    raw: Any,
+    unit: Any,
+    totals: Any,
+    noise: Any,
+    threads: int,
 ) -> None: ...
 def pair_histogram_cpu(
     a: Any, b: Any, low: float, high: float, counts: Any, extremes: Any, threads: int

@@ -120,17 +120,20 @@ class RowMoments:
 class Grams:
     """Additive second moments of the kept rows (state S2), float64.
 
-    A kernel may multiply rounded rows X + Δ. `totals` are then the column sums of the very rows
-    that were multiplied, so that centred moments lose nothing to cancellation, and `noise` says
+    Rows are taken about a pilot p, a row near their mean: where they are alike, their differences
+    are what counts, and those lose nothing to cancellation. A kernel may multiply rounded rows
+    Y + Δ; `totals` are then the column sums of the very rows that were multiplied, and `noise` says
     how large Δ is: no eigenvalue of a Gram matrix is off by more than 2 σ₁ ‖Δ‖ + ‖Δ‖².
 
     Attributes:
-        raw: [d, d]: Σxxᵀ.
-        unit: [d, d]: Σx̂x̂ᵀ.
-        totals: [2, d]: Σx, Σx̂.
-        noise: [2]: expected ‖Δ‖_F² of x and of x̂, beyond the rounding of float64.
+        pilot: [2, d]: p of x and of x̂, values of float32.
+        raw: [d, d]: Σyyᵀ, y = x − p.
+        unit: [d, d]: Σyyᵀ, y = x̂ − p, over rows with a direction.
+        totals: [2, d]: Σy of both.
+        noise: [2]: expected ‖Δ‖_F² of both, beyond the rounding of float64.
     """
 
+    pilot: Any
     raw: Any
     unit: Any
     totals: Any
@@ -140,17 +143,29 @@ class Grams:
     def zeros(cls, dim: int, device: torch.device | str = "cpu") -> Grams:
         """The second moments of no rows: the neutral element of `merge`."""
         double = partial(torch.zeros, dtype=torch.float64, device=device)
-        return cls(double(dim, dim), double(dim, dim), double(2, dim), double(2))
+        return cls(double(2, dim), double(dim, dim), double(dim, dim), double(2, dim), double(2))
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four accumulators, in the order of the op's arguments."""
-        return self.raw, self.unit, self.totals, self.noise
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The five arrays, in the order of the op's arguments."""
+        return self.pilot, self.raw, self.unit, self.totals, self.noise
 
     def map(self, function: Callable[[Any], Any]) -> Grams:
         """The same second moments with `function` applied to every array."""
         return Grams(*map(function, self.tensors()))
 
+    def about(self, pilot: Tensor, counts: tuple[int, int]) -> Grams:
+        """The same second moments about another pilot; counts: rows, and those with a direction."""
+        moved = []
+        for gram, total, step, n in zip(
+            (self.raw, self.unit), self.totals, self.pilot - pilot, counts, strict=True
+        ):
+            cross = torch.outer(total, step)
+            moved.append(gram + cross + cross.T + n * torch.outer(step, step))
+        number = torch.tensor(counts, dtype=torch.float64, device=self.totals.device)[:, None]
+        totals = self.totals + number * (self.pilot - pilot)
+        return Grams(pilot, moved[0], moved[1], totals, self.noise)
+
     def merge(self, other: Grams) -> Grams:
-        """Second moments of both row sets together; neither operand changes."""
-        pairs = zip(self.tensors(), other.tensors(), strict=True)
-        return Grams(*(mine + theirs for mine, theirs in pairs))
+        """Second moments of both row sets, about one pilot; neither operand changes."""
+        pairs = zip(self.tensors()[1:], other.tensors()[1:], strict=True)
+        return Grams(self.pilot, *(mine + theirs for mine, theirs in pairs))

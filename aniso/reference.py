@@ -145,10 +145,10 @@ def _off_diagonal_sum(units: Tensor, rows: slice, f: Callable[[Tensor], Tensor])
 
 
 def contributions(x: Tensor) -> Tensor:
-    """Share of each dimension in the mean cosine: mean over i ≠ j of x̂_ik x̂_jk, [d]."""
+    """Share of every dimension in the mean cosine, [d]: Σ_(i≠j) x̂_ik x̂_jk/(N(N − 1))."""
     units = directions(kept_rows(x))
     n = len(units)
-    return torch.stack([(torch.outer(c, c).sum() - (c * c).sum()) / (n * (n - 1)) for c in units.T])
+    return (units.sum(0) ** 2 - (units**2).sum(0)) / (n * (n - 1))
 
 
 def singular_values(x: Tensor) -> Tensor:

@@ -47,6 +47,14 @@ def assert_moments(actual, expected, dtype=torch.float64):
         close(actual.sums[k], expected.sums[k], n, name, tolerance=HALF_SUMS if half else None)
 
 
+def about_origin(state):
+    """The sums of a LayerState by name, second moments not about the pilot of its first rows."""
+    moments = state.moments
+    origin = torch.zeros_like(state.grams.pilot)
+    grams = state.grams.about(origin, (moments.rows, moments.directions))
+    return vars(moments) | {f"gram_{name}": tensor for name, tensor in vars(grams).items()}
+
+
 def spoiled(n, d, dtype):
     """Random rows with an offset, among them a zero, a NaN, an infinite and two equal rows."""
     x = (torch.randn(n, d) + 0.3).to(dtype)

@@ -11,14 +11,16 @@ import aniso
 from aniso import _native, reference
 from aniso.moments import Grams
 from aniso.ops import gram_into
+from aniso.ops.gram import pilot_of
 
 # Rounding to 47 (float32) or 23 bits (half precision) of a column's largest value, on one or both
 # sides, and products of digits beyond the last: a few units of the last bit of few rows at worst.
 TOLERANCE = {torch.float32: 2.0**-44, torch.float16: 2.0**-21, torch.bfloat16: 2.0**-21}
 
 
-def grams(x, mask=None):
+def grams(x, mask=None, pilot=0.0):
     sums = Grams.zeros(x.shape[1])
+    sums.pilot[:] = pilot
     gram_into(x, mask, *sums.tensors())
     return sums
 
@@ -63,6 +65,27 @@ def test_columns_of_very_different_size_are_each_as_good():
     raw, exact = grams(x).raw, reference.gram(x)
     size = exact.diagonal().sqrt()
     close(raw / size / size[:, None], exact / size / size[:, None], 500, "", 2.0**-44)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_about_a_pilot_and_moved_back(dtype):
+    x, mask = spoiled(500, 30, dtype), torch.rand(500) > 0.2
+    moments = reference.row_moments(x, mask)
+    sums = grams(x, mask, pilot_of(x, mask))
+    back = sums.about(torch.zeros_like(sums.pilot), (moments.rows, moments.directions))
+    tolerance = TOLERANCE.get(dtype)
+    close(back.raw, reference.gram(x, mask), 500, "raw", tolerance)
+    close(back.unit, reference.gram(x, mask, normalize=True), 500, "unit", tolerance)
+    close(back.totals, torch.stack([moments.sum, moments.unit_sum]), 500, "totals", tolerance)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.3, 0.003])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-9), (torch.float64, 1e-9)])
+def test_variance_of_cosines_that_hardly_vary(spread, dtype, tolerance):
+    """Mean cosines of 0.5, 0.9 and 0.99999: the variance falls to 1e-12."""
+    x = (torch.randn(1, 256) + spread * torch.randn(900, 256)).to(dtype)
+    exact = float(reference.pair_cosines(x).var(unbiased=False))
+    assert aniso.cosine_stats(x).var == pytest.approx(exact, rel=tolerance)
 
 
 def test_threads_give_the_same_bits(monkeypatch):
@@ -127,7 +150,8 @@ def test_numpy_in_numpy_out():
 def test_opcheck_and_compile():
     x, sums = torch.randn(20, 6), Grams.zeros(6)
     for unit in (sums.unit, None):
-        torch.library.opcheck(gram_into, (x, None, sums.raw, unit, sums.totals, sums.noise))
+        rest = (unit, sums.totals, sums.noise)
+        torch.library.opcheck(gram_into, (x, None, sums.pilot, sums.raw, *rest))
 
     total = Grams.zeros(6)
 

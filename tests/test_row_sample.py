@@ -180,10 +180,10 @@ def test_save_and_load(tmp_path):
     for each in (loaded, sample):
         each.update(more[0], documents=more[1])
     assert_same(loaded, sample)
-    with pytest.raises(aniso.InputError, match="holds an aniso|is no aniso state"):
+    with pytest.raises(aniso.InputError, match="holds an aniso"):
         aniso.LayerState.load(tmp_path / "rows.state.safetensors")
     aniso.LayerState(3).save(tmp_path / "sums.state.safetensors")
-    with pytest.raises(aniso.InputError, match="holds an aniso|is no aniso state"):
+    with pytest.raises(aniso.InputError, match="holds an aniso"):
         aniso.RowSample.load(tmp_path / "sums.state.safetensors")
 
 

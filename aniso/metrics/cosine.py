@@ -21,21 +21,28 @@ def mean_cosine(moments: RowMoments) -> float:
     return (float(moments.unit_sum @ moments.unit_sum) - n) / (n * (n - 1))
 
 
-def var_cosine(directions: int, unit_total: Tensor, unit_gram: Tensor) -> float:
+def var_cosine(directions: int, gram: Tensor, total: Tensor, pilot: Tensor) -> float:
     """Variance over i ≠ j by the identity whose terms are all non-negative; NaN below two.
 
-    With μ = Σx̂/N, S = Ĝ/N − μμᵀ, m = ‖μ‖²: over all ordered pairs Var_all = 2μᵀSμ + ‖S‖_F²;
-    then the N pairs (i, i) are taken out. Nothing cancels, at any mean cosine.
+    With μ the mean and S the covariance of the directions, m = ‖μ‖²: over all ordered pairs
+    Var_all = 2μᵀSμ + ‖S‖_F²; then the N pairs (i, i) are taken out. Nothing cancels, at any mean
+    cosine: S comes from moments about a pilot, and 1 − m = tr S.
+
+    Args:
+        directions: N.
+        gram: Σ(x̂ − p)(x̂ − p)ᵀ, [d, d] float64.
+        total: Σ(x̂ − p), [d].
+        pilot: p, [d].
     """
     n = directions
     if n < 2:
         return math.nan
-    mu = unit_total / n
-    spread = unit_gram / n - torch.outer(mu, mu)
+    step = total / n
+    mu, spread = pilot + step, gram / n - torch.outer(step, step)
     var_all = float(2 * (mu @ spread @ mu) + (spread**2).sum())
-    m = float(mu @ mu)
-    gap = (1 - m) / (n - 1)
-    pairs = n * n * (var_all + gap**2) - n * (1 - (m - gap)) ** 2
+    rest = float(spread.trace())
+    gap = rest / (n - 1)
+    pairs = n * n * (var_all + gap**2) - n * (rest + gap) ** 2
     return max(0.0, pairs / (n * (n - 1)))
 
 

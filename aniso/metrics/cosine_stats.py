@@ -15,6 +15,7 @@ from aniso.metrics.rogue import check_dimensions, rogue_dimensions
 from aniso.moments import Grams, RowMoments
 from aniso.ops import gram_into, row_moments_into
 from aniso.ops._arrays import as_tensor, check_mask, check_rows, require_finite, restore_kind
+from aniso.ops.gram import pilot_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -101,11 +102,13 @@ def cosine_stats(
     moments = RowMoments.zeros(rows.shape[1], rows.device)
     grams = Grams.zeros(rows.shape[1], rows.device)
     for block, keep in _blocks(rows, kept, left_out):
+        if not moments.rows:
+            grams.pilot.copy_(pilot_of(block, keep))
         row_moments_into(block, keep, *moments.tensors())
-        gram_into(block, keep, None, *grams.tensors()[1:])
+        gram_into(block, keep, grams.pilot, None, grams.unit, grams.totals, grams.noise)
     if nonfinite == "raise":
         require_finite(rows, kept, moments.nonfinite_rows)
-    var = var_cosine(moments.directions, grams.totals[1], grams.unit)
+    var = var_cosine(moments.directions, grams.unit, grams.totals[1], grams.pilot[1])
     return CosineStats(
         rows=moments.rows,
         zero_rows=moments.zero_rows,

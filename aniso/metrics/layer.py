@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from aniso.metrics import cosine, drift, rogue, spectrum
 from aniso.metrics._registry import METRICS
 
@@ -50,10 +52,12 @@ def layer_metrics(moments: RowMoments, grams: Grams | None = None) -> LayerMetri
     metrics = _first_order(moments)
     sigma = floor = None
     if grams is not None:
-        sigma = spectrum.singular_values(grams.raw, moments.rows)
+        counts = (moments.rows, moments.directions)
+        origin = grams.about(torch.zeros_like(grams.pilot), counts)
+        sigma = spectrum.singular_values(origin.raw, moments.rows)
         floor = spectrum.resolution_floor(sigma, dim, float(grams.noise[0]))
         eigenvalues = spectrum.covariance_eigenvalues(grams.raw, grams.totals[0], moments.rows)
-        metrics |= _directional(moments.directions, grams)
+        metrics |= _directional(moments.directions, grams, origin.unit)
         metrics |= _spectral(sigma, dim)
         metrics |= _centred(eigenvalues, dim)
     return LayerMetrics(
@@ -82,13 +86,13 @@ def _first_order(moments: RowMoments) -> dict[str, float]:
     }
 
 
-def _directional(directions: int, grams: Grams) -> dict[str, float]:
-    var = cosine.var_cosine(directions, grams.totals[1], grams.unit)
+def _directional(directions: int, grams: Grams, unit_gram: Tensor) -> dict[str, float]:
+    var = cosine.var_cosine(directions, grams.unit, grams.totals[1], grams.pilot[1])
     return {
         "var_cosine": var,
         "std_cosine": math.sqrt(var),
-        "von_neumann_entropy": spectrum.von_neumann_entropy(grams.unit, directions),
-        "renyi2_entropy": spectrum.renyi2_entropy(grams.unit, directions),
+        "von_neumann_entropy": spectrum.von_neumann_entropy(unit_gram, directions),
+        "renyi2_entropy": spectrum.renyi2_entropy(unit_gram, directions),
     }
 
 

@@ -63,7 +63,8 @@ def compare_sums(sums: PairedSums) -> Comparison:
 
 
 def _grams(moments: RowMoments, raw: Tensor, unit: Tensor) -> Grams:
-    return Grams(raw, unit, moments.sums[:2], raw.new_zeros(2))
+    origin = torch.zeros_like(moments.sums[:2])
+    return Grams(origin, raw, unit, moments.sums[:2], raw.new_zeros(2))
 
 
 def compare_metrics(a: LayerMetrics, b: LayerMetrics) -> Comparison:
@@ -119,9 +120,13 @@ def rsa_pearson(
     Time O(dx² + dy² + dx dy). Equivalent to `reference.rsa_pearson`.
     Reference: Kriegeskorte et al., "Representational similarity analysis", 2008.
     """
-    var_x = var_cosine(x.directions, x.unit_sum, unit_gram_x)
-    var_y = var_cosine(y.directions, y.unit_sum, unit_gram_y)
+    var_x = _var_cosine(x, unit_gram_x)
+    var_y = _var_cosine(y, unit_gram_y)
     if x.directions < 3 or not min(var_x, var_y) > _ROUNDING:
         return math.nan
     correlation = cov_cosine(x, y, unit_cross) / math.sqrt(var_x) / math.sqrt(var_y)
     return max(-1.0, min(1.0, correlation))
+
+
+def _var_cosine(x: RowMoments, unit_gram: Tensor) -> float:
+    return var_cosine(x.directions, unit_gram, x.unit_sum, torch.zeros_like(x.unit_sum))

@@ -122,6 +122,8 @@ def without_dimensions(
     mean = float(contributions(moments)[kept].sum())
     bounds = sigma = None
     if grams is not None:
+        counts = (moments.rows, moments.directions)
+        grams = grams.about(torch.zeros_like(grams.pilot), counts)
         unit_gram = grams.unit[kept][:, kept]
         bounds = _partial_var(grams.totals[1][kept], unit_gram, n, energy, mean)
         sigma = singular_values(grams.raw[kept][:, kept], moments.rows).cpu().numpy()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aniso import _native
 from aniso.errors import InputError
+from aniso.moments import Grams
 from aniso.ops._arrays import (
     as_tensor,
     check_mask,
@@ -24,15 +25,16 @@ from aniso.ops.row_moments import row_moments
 # 16 MiB of float64 per block: large enough for the matrix product to run at its full rate, small
 # enough to stay in the last-level cache (estimated for d up to 8192).
 _BLOCK_ELEMENTS = 1 << 21
+_PILOT_ROWS = 1024
 
 
 torch.library.define(
     "aniso::gram",
-    "(Tensor x, Tensor? mask, Tensor(a!)? raw, Tensor(b!)? unit, Tensor(c!) totals, "
+    "(Tensor x, Tensor? mask, Tensor pilot, Tensor(a!)? raw, Tensor(b!)? unit, Tensor(c!) totals, "
     "Tensor(d!) noise) -> ()",
 )
 gram_into = torch.ops.aniso.gram.default
-"""Adds the second moments of rows x [n, d] to the accumulators of `Grams`.
+"""Adds the second moments of rows x [n, d] about a pilot to the accumulators of `Grams`.
 
 None for `raw` or `unit` leaves that one out, with its half of `totals` and `noise`.
 """
@@ -42,6 +44,7 @@ None for `raw` or `unit` leaves that one out, with its half of `totals` and `noi
 def _gram(
     x: Tensor,
     mask: Tensor | None,
+    pilot: Tensor,
     raw: Tensor | None,
     unit: Tensor | None,
     totals: Tensor,
@@ -49,15 +52,17 @@ def _gram(
 ) -> None:
     if _choose(x).name == "cpu-amx":
         threads = torch.get_num_threads()
-        _native.gram_cpu(unit_columns(x), mask, raw, unit, totals, noise, threads=threads)
+        sums = (raw, unit, totals, noise)
+        _native.gram_cpu(unit_columns(x), mask, pilot, *sums, threads=threads)
     else:
-        _add_blocks(x, mask, raw, unit, totals)
+        _add_blocks(x, mask, pilot, (raw, unit), totals)
 
 
 @torch.library.register_fake("aniso::gram")  # type: ignore[untyped-decorator]
 def _gram_fake(
     x: Tensor,
     mask: Tensor | None,
+    pilot: Tensor,
     raw: Tensor | None,
     unit: Tensor | None,
     totals: Tensor,
@@ -67,21 +72,41 @@ def _gram_fake(
 
 
 def _add_blocks(
-    x: Tensor, mask: Tensor | None, raw: Tensor | None, unit: Tensor | None, totals: Tensor
+    x: Tensor,
+    mask: Tensor | None,
+    pilot: Tensor,
+    grams: tuple[Tensor | None, Tensor | None],
+    totals: Tensor,
 ) -> None:
     step = max(1, _BLOCK_ELEMENTS // x.shape[1])
     for start in range(0, x.shape[0], step):
         kept = None if mask is None else mask[start : start + step]
         rows = x[start : start + step].to(torch.float64)
+        keep = finite_rows(rows, kept)[:, None]
         # Rows that do not count are set to zero: they add nothing.
-        rows = torch.where(finite_rows(rows, kept)[:, None], rows, 0.0)
-        if raw is not None:
-            raw.addmm_(rows.T, rows)
-            totals[0] += rows.sum(0)
-        if unit is not None:
-            units = directions(rows)
-            unit.addmm_(units.T, units)
-            totals[1] += units.sum(0)
+        rows = torch.where(keep, rows, 0.0)
+        for which, gram in enumerate(grams):
+            if gram is None:
+                continue
+            counted = keep & (rows != 0).any(dim=1, keepdim=True) if which else keep
+            about = torch.where(counted, (directions(rows) if which else rows) - pilot[which], 0.0)
+            gram.addmm_(about.T, about)
+            totals[which] += about.sum(0)
+
+
+def pilot_of(x: Tensor, mask: Tensor | None) -> Tensor:
+    """A pilot for rows like those of x: the means of the first of x and of x̂, [2, d] float64.
+
+    The mean of half-precision rows is rounded to their dtype: differences from it are then as short
+    numbers as they are, and fixed point holds them exactly.
+    """
+    first = x[:_PILOT_ROWS]
+    moments = row_moments(first, mask=None if mask is None else mask[:_PILOT_ROWS])
+    counts = moments.sums.new_tensor([[max(1, moments.rows)], [max(1, moments.directions)]])
+    pilot: Tensor = (moments.sums[:2] / counts).float().double()
+    if x.dtype in (torch.float16, torch.bfloat16):
+        pilot[0] = pilot[0].to(x.dtype).nan_to_num(0.0, 0.0, 0.0)
+    return pilot
 
 
 def gram(x: Any, *, normalize: bool = False, center: bool = False, mask: Any = None) -> Any:
@@ -116,10 +141,12 @@ def gram(x: Any, *, normalize: bool = False, center: bool = False, mask: Any = N
     kept = check_mask(mask, rows)
     moments = row_moments(rows, mask=kept)
     require_finite(rows, kept, moments.nonfinite_rows)
-    out = rows.new_zeros((rows.shape[1], rows.shape[1]), dtype=torch.float64)
-    totals = rows.new_zeros((2, rows.shape[1]), dtype=torch.float64)
-    noise = rows.new_zeros(2, dtype=torch.float64)
-    gram_into(rows, kept, *((None, out) if normalize else (out, None)), totals, noise)
+    sums = Grams.zeros(rows.shape[1], rows.device)
+    if center:
+        sums.pilot.copy_(pilot_of(rows, kept))
+    pilot, raw, unit, totals, noise = sums.tensors()
+    out = unit if normalize else raw
+    gram_into(rows, kept, pilot, *((None, unit) if normalize else (raw, None)), totals, noise)
     count = moments.directions if normalize else moments.rows
     if center and count:
         total = totals[int(normalize)]

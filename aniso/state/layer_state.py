@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aniso.errors import InputError
@@ -9,6 +10,7 @@ from aniso.metrics import LayerMetrics, layer_metrics
 from aniso.moments import Grams, RowMoments
 from aniso.ops import gram_into, row_moments_into
 from aniso.ops._arrays import as_tensor, check_mask, check_rows
+from aniso.ops.gram import pilot_of
 from aniso.state.file import load_state, save_state
 from aniso.state.sources import Block, Sources
 
@@ -91,6 +93,8 @@ class LayerState:
         sources = self.sources if block is None else self.sources.add(block)
         rows = rows.to(self.device)
         kept = None if keep is None else check_mask(keep.reshape(-1), rows)
+        if self.grams is not None and not self.moments.rows:
+            self.grams.pilot.copy_(pilot_of(rows, kept))
         row_moments_into(rows, kept, *self.moments.tensors())
         if self.grams is not None:
             gram_into(rows, kept, *self.grams.tensors())
@@ -113,7 +117,11 @@ class LayerState:
         merged.sources = self.sources.merge(other.sources)
         merged.moments = self.moments.merge(other.moments.map(lambda t: t.to(self.device)))
         if self.grams is not None and other.grams is not None:
-            merged.grams = self.grams.merge(other.grams.map(lambda t: t.to(self.device)))
+            theirs = other.grams.map(lambda t: t.to(self.device))
+            counts = (other.moments.rows, other.moments.directions)
+            # The pilot of a state without rows is none.
+            pilot = self.grams.pilot if self.moments.rows else theirs.pilot
+            merged.grams = replace(self.grams, pilot=pilot).merge(theirs.about(pilot, counts))
         return merged
 
     def __add__(self, other: LayerState) -> LayerState:

@@ -226,7 +226,8 @@ def _add_moments(
 def _add_gram(rows: Tensor, mask: Tensor | None, raw: Tensor | None, unit: Tensor | None) -> None:
     """Adds the Gram of float64 rows, which no kernel rounds: totals and noise say nothing new."""
     spare = rows.new_zeros(2, rows.shape[1])
-    gram_into(rows, mask, raw, unit, spare, torch.zeros_like(spare[:, 0]))
+    origin = torch.zeros_like(spare)
+    gram_into(rows, mask, origin, raw, unit, spare, torch.zeros_like(spare[:, 0]))
 
 
 def _add_hsic(sums: HsicSums, a: Tensor, b: Tensor, count: Tensor) -> None:

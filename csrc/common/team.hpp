@@ -1,9 +1,14 @@
-// A barrier for the few threads of one kernel call: phases are short, so waiting threads spin.
+// A barrier for the few threads of one kernel call: phases are short, so waiting threads spin, and
+// sleep only when the others are long in coming (the machine has more to do than this).
 #pragma once
 
-#include <sched.h>
-
 #include <cstdint>
+
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace aniso {
 
@@ -15,21 +20,38 @@ struct Team {
   int64_t next_item = 0;
 };
 
+static inline __attribute__((always_inline)) void team_sleep(Team& team, int phase) {
+#if defined(__linux__)
+  syscall(SYS_futex, &team.phase, FUTEX_WAIT_PRIVATE, phase, nullptr, nullptr, 0);
+#else
+  (void)team, (void)phase;
+#endif
+}
+
+static inline __attribute__((always_inline)) void team_wake(Team& team) {
+#if defined(__linux__)
+  syscall(SYS_futex, &team.phase, FUTEX_WAKE_PRIVATE, team.members, nullptr, nullptr, 0);
+#else
+  (void)team;
+#endif
+}
+
 /// Waits for all members; the item counter starts again at 0.
 static inline __attribute__((always_inline)) void team_wait(Team& team) {
+  constexpr int SPINS = 500;  // some 20 us
   const int phase = __atomic_load_n(&team.phase, __ATOMIC_ACQUIRE);
   if (__atomic_add_fetch(&team.arrived, 1, __ATOMIC_ACQ_REL) == team.members) {
     team.arrived = 0;
     team.next_item = 0;
     __atomic_store_n(&team.phase, phase + 1, __ATOMIC_RELEASE);
+    team_wake(team);
     return;
   }
   for (int spins = 0; __atomic_load_n(&team.phase, __ATOMIC_ACQUIRE) == phase; ++spins) {
-    if (spins < 4096) {
-      __builtin_ia32_pause();
-    } else {
-      sched_yield();
-    }
+    if (spins >= SPINS) team_sleep(team, phase);
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
   }
 }
 

@@ -54,8 +54,8 @@ void add_symmetric(const double* squares, int64_t d, double* out) {
 
 }  // namespace
 
-void gram(const RowsView& rows, const MaskView& mask, double* raw, double* unit, double* totals,
-          double* noise, int threads) {
+void gram(const RowsView& rows, const MaskView& mask, const double* pilot, double* raw,
+          double* unit, double* totals, double* noise, int threads) {
 #if defined(ANISO_AMX)
   const GramPlan plan = rows.dtype == DType::f32 ? GRAM_SINGLE : GRAM_HALF;
   const int64_t groups = (rows.d + GRAM_GROUP - 1) / GRAM_GROUP, padded = groups * GRAM_GROUP;
@@ -66,6 +66,7 @@ void gram(const RowsView& rows, const MaskView& mask, double* raw, double* unit,
   AlignedArray<int8_t> left(digits), right(digits);
   AlignedArray<RowScale> scales(plan.rows);
   AlignedArray<float> largest(members * 2 * padded), zero_row(padded);
+  AlignedArray<float> pilots(2 * padded);
   AlignedArray<double> factors(padded), column_totals(2 * padded), noises(2 * panels);
   AlignedArray<double> raw_sums(raw == nullptr ? 0 : squares);
   AlignedArray<double> unit_sums(unit == nullptr ? 0 : squares);
@@ -75,10 +76,16 @@ void gram(const RowsView& rows, const MaskView& mask, double* raw, double* unit,
       scales.data(),
       largest.data(),
       factors.data(),
+      {pilots.data(), pilots.data() + padded},
       {column_totals.data(), column_totals.data() + padded},
       {noises.data(), noises.data() + panels},
       {raw == nullptr ? nullptr : raw_sums.data(), unit == nullptr ? nullptr : unit_sums.data()},
       zero_row.data()};
+  for (int which = 0; which < 2; ++which) {
+    for (int64_t k = 0; k < rows.d; ++k) {
+      scratch.pilots[which][k] = static_cast<float>(pilot[which * rows.d + k]);
+    }
+  }
   Team team{members};
   parallel_parts(members, members, [&](int member, int64_t, int64_t) {
     amx::gram_member(rows, mask, scratch, team, member);
@@ -91,7 +98,8 @@ void gram(const RowsView& rows, const MaskView& mask, double* raw, double* unit,
     for (int64_t panel = 0; panel < panels; ++panel) noise[which] += scratch.noise[which][panel];
   }
 #else
-  (void)rows, (void)mask, (void)raw, (void)unit, (void)totals, (void)noise, (void)threads;
+  (void)rows, (void)mask, (void)pilot, (void)raw, (void)unit, (void)totals, (void)noise,
+      (void)threads;
 #endif
 }
 

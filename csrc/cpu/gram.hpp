@@ -14,11 +14,12 @@ namespace aniso::cpu {
 /// Whether this machine has the matrix unit and the system lets us use it.
 bool has_amx();
 
-/// Adds Σxxᵀ to `raw` and Σx̂x̂ᵀ to `unit` ([d, d], either may be null), on up to `threads` threads.
+/// With the rows taken about pilot [2, d] (of x, of x̂; float32 values), adds Σxxᵀ to `raw` and Σx̂x̂ᵀ
+/// to `unit` ([d, d], either may be null), on up to `threads` threads.
 /// For each of them, also the column sums of the rows as multiplied to totals [2, d], and the
 /// expected ‖Δ‖_F² of their rounding Δ to noise [2].
 /// Rows of float32, float16 or bfloat16; masked and non-finite rows are left out. Needs has_amx().
-void gram(const RowsView& rows, const MaskView& mask, double* raw, double* unit, double* totals,
-          double* noise, int threads);
+void gram(const RowsView& rows, const MaskView& mask, const double* pilot, double* raw,
+          double* unit, double* totals, double* noise, int threads);
 
 }  // namespace aniso::cpu

@@ -85,12 +85,24 @@ class Block {
     const T* row = static_cast<const T*>(scale.row);
     const __m512 exponent = _mm512_set1_ps(scale.exponent), inverse = _mm512_set1_ps(scale.inverse);
     float* largest_unit = largest + scratch_.padded;
+    const __m512 kept = keeps<false>(scale), directed = keeps<true>(scale);
     for (int64_t k = 0; k < rows_.d; k += 16) {
-      const __m512 x = _mm512_abs_ps(load16(row + k, columns_from(k, rows_.d)));
+      const __m512 x = load16(row + k, columns_from(k, rows_.d));
       const __m512 unit = _mm512_scalef_ps(x, exponent) * inverse;
-      _mm512_storeu_ps(largest + k, _mm512_max_ps(x, _mm512_loadu_ps(largest + k)));
-      _mm512_storeu_ps(largest_unit + k, _mm512_max_ps(unit, _mm512_loadu_ps(largest_unit + k)));
+      raise(largest + k, x - kept * _mm512_loadu_ps(scratch_.pilots[0] + k));
+      raise(largest_unit + k, unit - directed * _mm512_loadu_ps(scratch_.pilots[1] + k));
     }
+  }
+
+  static void raise(float* largest, __m512 x) {
+    _mm512_storeu_ps(largest, _mm512_max_ps(_mm512_abs_ps(x), _mm512_loadu_ps(largest)));
+  }
+
+  /// 1 where the row counts, else 0: the pilot is subtracted from rows that count.
+  template <bool unit>
+  __m512 keeps(const RowScale& scale) const {
+    const bool kept = unit ? scale.inverse != 0.0f : scale.row != scratch_.zero_row;
+    return _mm512_set1_ps(kept ? 1.0f : 0.0f);
   }
 
   // --- digits -------------------------------------------------------------------------------
@@ -176,22 +188,27 @@ class Block {
 
   /// 16 columns of a row in fixed point, as three digits in `high` and three more in `low`.
   template <bool unit>
-  static void fix(const RowScale& scale, int64_t first, __mmask16 columns, __m512 exponents,
-                  __m512i& high, __m512i& low, Sums& sums) {
+  void fix(const RowScale& scale, int64_t first, __mmask16 columns, __m512 exponents, __m512i& high,
+           __m512i& low, Sums& sums) const {
     const __m512i signs = _mm512_set1_epi32(0x808080);
     __m512 x = load16(static_cast<const T*>(scale.row) + first, columns);
     __m512 rest = _mm512_setzero_ps();
     if (unit) {
       const __m512 inverse = _mm512_set1_ps(scale.inverse);
       const __m512 y = _mm512_scalef_ps(x, _mm512_set1_ps(scale.exponent));
-      x = y * inverse;
-      if (S == 6) {  // what the product rounds away, and what the float32 inverse leaves out
-        rest =
-            _mm512_fmadd_ps(y, _mm512_set1_ps(scale.inverse_low), _mm512_fmsub_ps(y, inverse, x));
-        rest = _mm512_scalef_ps(rest, exponents);
-      }
+      // A rounding of its own, which the compiler must not fuse with the subtraction below.
+      x = _mm512_mul_round_ps(y, inverse, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      // What the product rounds away, and what the float32 inverse leaves out.
+      rest = _mm512_fmadd_ps(y, _mm512_set1_ps(scale.inverse_low), _mm512_fmsub_ps(y, inverse, x));
     }
-    x = _mm512_scalef_ps(x, exponents);
+    // x - pilot, and what that rounds away.
+    const __m512 pilot = keeps<unit>(scale) * _mm512_loadu_ps(scratch_.pilots[unit] + first);
+    const __m512 centred = x - pilot, part = centred - x;
+    rest += (x - (centred - part)) - (pilot + part);
+    // The sum again as a number and its rest: a rest may be some units where rows are alike.
+    const __m512 sum = centred + rest;
+    rest = _mm512_scalef_ps(rest - (sum - centred), exponents);
+    x = _mm512_scalef_ps(sum, exponents);
     __m512i v = _mm512_cvtps_epi32(x);
     if (S == 6) {
       rest = rest + (x - _mm512_cvtepi32_ps(v));

@@ -33,6 +33,7 @@ struct GramScratch {
   RowScale* scales;      // [plan.rows]
   float* largest;        // [members][2][padded]: max |x_k| and max |x̂_k| over a member's rows
   double* factors;       // [padded]: weight of the first digit
+  float* pilots[2];      // raw, unit: [padded] what is subtracted from every row
   double* totals[2];     // raw, unit: [padded] sums of the columns of what is multiplied
   double* noise[2];      // raw, unit: [panels] rounding to the last digit, squared and summed
   double* sums[2];       // raw, unit: [group pair][32][32], lower triangle; null where not asked
