@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from aniso._analyze import analyze
     from aniso.dumps import Dump, DumpWriter, open_dump
     from aniso.errors import InputError
-    from aniso.metrics import METRICS, CosineStats, LayerMetrics, cosine_stats
+    from aniso.metrics import (
+        METRICS,
+        CosineStats,
+        GroupCosine,
+        LayerMetrics,
+        cosine_stats,
+        first_token_cosine,
+        group_cosine,
+    )
     from aniso.models.capture import Capture, capture
     from aniso.moments import RowMoments
     from aniso.ops.backend import Backend, select_backend
@@ -27,6 +35,7 @@ _HOMES = {
     "CosineStats": "aniso.metrics",
     "Dump": "aniso.dumps",
     "DumpWriter": "aniso.dumps",
+    "GroupCosine": "aniso.metrics",
     "InputError": "aniso.errors",
     "LayerMetrics": "aniso.metrics",
     "LayerState": "aniso.state",
@@ -35,7 +44,9 @@ _HOMES = {
     "analyze": "aniso._analyze",
     "capture": "aniso.models",
     "cosine_stats": "aniso.metrics",
+    "first_token_cosine": "aniso.metrics",
     "gram": "aniso.ops",
+    "group_cosine": "aniso.metrics",
     "open_dump": "aniso.dumps",
     "row_moments": "aniso.ops",
     "select_backend": "aniso.ops",
@@ -48,6 +59,7 @@ __all__ = [
     "CosineStats",
     "Dump",
     "DumpWriter",
+    "GroupCosine",
     "InputError",
     "LayerMetrics",
     "LayerState",
@@ -56,7 +68,9 @@ __all__ = [
     "analyze",
     "capture",
     "cosine_stats",
+    "first_token_cosine",
     "gram",
+    "group_cosine",
     "open_dump",
     "row_moments",
     "select_backend",

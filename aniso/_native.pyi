@@ -7,6 +7,13 @@ isa: str
 has_cuda: bool
 
 def read_stream_cpu(buffer: Any, threads: int) -> int: ...
+def group_moments_cpu(
+    x: Any, runs: Any, outputs: Any, scale: float, threads: int, isa: str
+) -> None: ...
+def group_moments_cuda(
+    x: Any, runs: Any, outputs: Any, scale: float, workspace: Any, stream: int
+) -> None: ...
+def group_moments_workspace_bytes(rows: int) -> int: ...
 def row_moments_cpu(
     x: Any,
     mask: Any,

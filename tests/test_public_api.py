@@ -19,6 +19,7 @@ NAMES = [
     "CosineStats",
     "Dump",
     "DumpWriter",
+    "GroupCosine",
     "InputError",
     "LayerMetrics",
     "LayerState",
@@ -27,7 +28,9 @@ NAMES = [
     "analyze",
     "capture",
     "cosine_stats",
+    "first_token_cosine",
     "gram",
+    "group_cosine",
     "open_dump",
     "row_moments",
     "select_backend",
@@ -39,7 +42,9 @@ SIGNATURES = {
     "capture": "(model, layers=None, *, exclude_special_tokens=False, exclude_token_ids=(), "
     "tokenizer=None, gram=True, save=None)",
     "cosine_stats": "(x, *, mask=None, nonfinite='raise')",
+    "first_token_cosine": "(x, groups, *, mask=None)",
     "gram": "(x, *, normalize=False, center=False, mask=None)",
+    "group_cosine": "(x, groups, *, mask=None)",
     "open_dump": "(path)",
     "row_moments": "(x, *, mask=None)",
     "select_backend": "(op, x)",
@@ -85,12 +90,26 @@ FIELDS = [
     "contributions",
 ]
 
+GROUP_FIELDS = [
+    "within",
+    "within_mean",
+    "between",
+    "rows",
+    "zero_rows",
+    "groups",
+    "ids",
+    "counts",
+    "per_group",
+    "intra_similarity",
+]
+
 
 def test_names_are_frozen():
     assert sorted(aniso.__all__) == sorted(NAMES)
     assert dir(aniso) == sorted(NAMES)
     assert list(METRICS) == KEYS
     assert [f.name for f in dataclasses.fields(aniso.CosineStats)] == FIELDS
+    assert [f.name for f in dataclasses.fields(aniso.GroupCosine)] == GROUP_FIELDS
     for method in ("update", "merge", "reset", "compute", "save", "load", "state_dict"):
         assert callable(getattr(aniso.LayerState, method))
 
@@ -120,7 +139,13 @@ def test_importing_the_package_loads_no_torch():
 
 @pytest.mark.parametrize(
     "module",
-    ["aniso.ops.row_moments", "aniso.ops.gram", "aniso.metrics.cosine", "aniso.state.layer_state"],
+    [
+        "aniso.ops.row_moments",
+        "aniso.ops.gram",
+        "aniso.metrics.cosine",
+        "aniso.metrics.groups",
+        "aniso.state.layer_state",
+    ],
 )
 def test_examples_in_docstrings_run(module):
     import torch

@@ -2,6 +2,16 @@
 
 from aniso.ops.backend import Backend, select_backend
 from aniso.ops.gram import gram, gram_into
+from aniso.ops.group_moments import group_moments_into, group_products
 from aniso.ops.row_moments import row_moments, row_moments_into
 
-__all__ = ["Backend", "gram", "gram_into", "row_moments", "row_moments_into", "select_backend"]
+__all__ = [
+    "Backend",
+    "gram",
+    "gram_into",
+    "group_moments_into",
+    "group_products",
+    "row_moments",
+    "row_moments_into",
+    "select_backend",
+]

@@ -11,5 +11,6 @@ PYBIND11_MODULE(_native, m) {
   m.attr("has_cuda") = false;
 #endif
   aniso::register_ceilings(m);
+  aniso::register_group_moments(m);
   aniso::register_row_moments(m);
 }
