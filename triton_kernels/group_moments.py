@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch_configs import GROUP_TILES, GroupMomentsConfig, group_moments_config
+from .launch_configs import GROUP_COUNTS, GROUP_TILES, LaunchConfig, group_moments_config
 from .row_moments import AotCase, norms_kernel
 
 if TYPE_CHECKING:
@@ -53,36 +53,42 @@ def _add(p_out, b_value, m_out):
 
 
 @triton.jit
-def _add_counts(order_ptr, codes_ptr, p_count, p_square_norm, begin, end, BLOCK: tl.constexpr):
-    """Rows of one run that have a direction, and the sum of their squared norms."""
-    directions = tl.zeros([BLOCK], tl.int64)
-    squares = tl.zeros([BLOCK], tl.float64)
-    for i in tl.range(begin, end, BLOCK):
-        o_i = i + tl.arange(0, BLOCK)
-        o_n = tl.load(order_ptr + o_i, mask=o_i < end, other=0)
-        b_norm = tl.load(codes_ptr + o_n, mask=o_i < end, other=0.0)
-        b_norm = tl.where(b_norm > 0.0, b_norm, 0.0)  # negative where a row is left out
-        directions += (b_norm > 0.0).to(tl.int64)
-        squares += b_norm * b_norm
-    tl.store(p_count, tl.load(p_count) + tl.sum(directions, axis=0))
-    tl.store(p_square_norm, tl.load(p_square_norm) + tl.sum(squares, axis=0))
-
-
-@triton.jit
-def runs_kernel(
-    x_ptr, order_ptr, begin_ptr, end_ptr, slot_ptr, codes_ptr, notes_ptr, scale_ptr,
-    counts_ptr, square_norms_ptr, sums_ptr, unit_sums_ptr, products_ptr, totals_ptr, S, D, stride_x,
-    HAS_SUMS: tl.constexpr, HAS_UNIT_SUMS: tl.constexpr, HAS_PRODUCTS: tl.constexpr,
-    FLOAT64: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+def counts_kernel(
+    order_ptr, begin_ptr, end_ptr, slot_ptr, codes_ptr, counts_ptr, square_norms_ptr, S,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Adds the moments of a program's runs to the outputs of their groups, and to its totals."""
+    """Rows with a direction, and the sum of squared norms, of each run."""
     for i_s in tl.range(tl.program_id(0), S, tl.num_programs(0)):
         begin = tl.load(begin_ptr + i_s)
         end = tl.load(end_ptr + i_s)
         slot = tl.load(slot_ptr + i_s)
-        _add_counts(
-            order_ptr, codes_ptr, counts_ptr + slot, square_norms_ptr + slot, begin, end, BLOCK_D
-        )
+        directions = tl.zeros([BLOCK_N], tl.int64)
+        squares = tl.zeros([BLOCK_N], tl.float64)
+        for i in tl.range(begin, end, BLOCK_N):
+            o_i = i + tl.arange(0, BLOCK_N)
+            o_n = tl.load(order_ptr + o_i, mask=o_i < end, other=0)
+            b_norm = tl.load(codes_ptr + o_n, mask=o_i < end, other=0.0)
+            b_norm = tl.where(b_norm > 0.0, b_norm, 0.0)  # negative where a row is left out
+            directions += (b_norm > 0.0).to(tl.int64)
+            squares += b_norm * b_norm
+        p_count = counts_ptr + slot
+        p_square = square_norms_ptr + slot
+        tl.store(p_count, tl.load(p_count) + tl.sum(directions, axis=0))
+        tl.store(p_square, tl.load(p_square) + tl.sum(squares, axis=0))
+
+
+@triton.jit
+def runs_kernel(
+    x_ptr, order_ptr, begin_ptr, end_ptr, slot_ptr, notes_ptr, scale_ptr,
+    sums_ptr, unit_sums_ptr, products_ptr, totals_ptr, S, D, stride_x,
+    HAS_SUMS: tl.constexpr, HAS_UNIT_SUMS: tl.constexpr, HAS_PRODUCTS: tl.constexpr,
+    FLOAT64: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Adds a program's runs to the sums or products of their groups, and to its totals."""
+    for i_s in tl.range(tl.program_id(0), S, tl.num_programs(0)):
+        begin = tl.load(begin_ptr + i_s)
+        end = tl.load(end_ptr + i_s)
+        slot = tl.load(slot_ptr + i_s)
         scale = tl.load(scale_ptr)
         unit_unit = tl.zeros([BLOCK_D], tl.float64)
         unit_mean = unit_unit
@@ -156,10 +162,14 @@ def group_moments(
         x, codes, codes, notes, n, d, x.stride(0), 0,
         HAS_MASK=False, FLOAT64=x.dtype == torch.float64, **config.constants(), **config.options(),
     )  # fmt: skip
-    programs = min(len(slot), _MOST_PROGRAMS if totals is None else len(totals))
-    runs_kernel[(programs,)](
-        x, order, begin, end, slot, codes, notes, codes.new_full((1,), scale), counts, square_norms,
-        *(codes if out is None else out for out in (sums, unit_sums, products, totals)),
+    most = min(len(slot), _MOST_PROGRAMS)
+    counts_kernel[(most,)](
+        order, begin, end, slot, codes, counts, square_norms, len(slot),
+        **GROUP_COUNTS.constants(), **GROUP_COUNTS.options(),
+    )  # fmt: skip
+    outputs = (codes if out is None else out for out in (sums, unit_sums, products, totals))
+    runs_kernel[(most if totals is None else min(len(slot), len(totals)),)](
+        x, order, begin, end, slot, notes, codes.new_full((1,), scale), *outputs,
         len(slot), d, x.stride(0),
         HAS_SUMS=sums is not None, HAS_UNIT_SUMS=unit_sums is not None,
         HAS_PRODUCTS=products is not None, FLOAT64=x.dtype == torch.float64,
@@ -182,15 +192,16 @@ _TYPES |= {"stride_x": "i64"}
 
 def aot_cases() -> list[AotCase]:
     """Every kernel × launch configuration × dtype × kind of output of `group_moments`."""
-    return [
+    kinds = ((norms_kernel, False), (runs_kernel, False), (runs_kernel, True))
+    return [_case(counts_kernel, torch.float64, GROUP_COUNTS, False)] + [
         _case(kernel, dtype, config, products)
         for dtype in _ROWS
         for config in GROUP_TILES
-        for kernel, products in ((norms_kernel, False), (runs_kernel, False), (runs_kernel, True))
+        for kernel, products in kinds
     ]
 
 
-def _case(kernel: Any, dtype: torch.dtype, config: GroupMomentsConfig, products: bool) -> AotCase:
+def _case(kernel: Any, dtype: torch.dtype, config: LaunchConfig, products: bool) -> AotCase:
     types = _TYPES | {"x_ptr": _ROWS[dtype]}
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     flags = {"HAS_SUMS": not products, "HAS_UNIT_SUMS": not products, "HAS_PRODUCTS": products}
@@ -198,5 +209,6 @@ def _case(kernel: Any, dtype: torch.dtype, config: GroupMomentsConfig, products:
     known = config.constants() | flags
     constants = {name: known[name] for name, kind in signature.items() if kind == "constexpr"}
     kind = "products" if products else "sums"
-    name = f"{kernel.fn.__name__} of groups {dtype} {kind} d={config.block_d}"
+    tile = "x".join(map(str, config.constants().values()))
+    name = f"{kernel.fn.__name__} of groups {dtype} {kind} {tile}"
     return AotCase(name, kernel, signature, constants, config.options())

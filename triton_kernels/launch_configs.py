@@ -115,6 +115,9 @@ GROUP_TILES = (
     GroupMomentsConfig(num_warps=4, block_n=2, block_d=512),
 )
 
+# Runs are short as a rule: one warp per run (estimated).
+GROUP_COUNTS = TallyConfig(num_warps=1, block_n=32)
+
 
 def group_moments_config(d: int) -> GroupMomentsConfig:
     """The launch for rows of `d` columns."""
