@@ -319,6 +319,10 @@ def test_op_refuses_what_does_not_fit():
     x = torch.randn(4, 3)
     with pytest.raises(aniso.InputError, match="names group 5, but the accumulators have 5"):
         run_op(x, torch.tensor([0, 5, 1, 1]), 5)
+    with pytest.raises(aniso.InputError, match=r"index is int64 \[5\]; it must be int64 or int32"):
+        run_op(x, torch.zeros(5, dtype=torch.int64), 5)
+    with pytest.raises(aniso.InputError, match=r"mask is bool \[1\]"):
+        run_op(x, torch.zeros(4, dtype=torch.int64), 5, torch.ones(1, dtype=torch.bool))
     runs, outputs = runs_and_outputs(x, torch.tensor([0, 0, 1, 1]), {"sums"})
     short = replace(runs, end=runs.end[:1])
     with pytest.raises(ValueError, match="of one length"):

@@ -76,6 +76,11 @@ def check_rows(x: Tensor, name: str = "x") -> Tensor:
     return x
 
 
+def unit_columns(x: Tensor) -> Tensor:
+    """`x` itself where its columns lie side by side, as kernels read them, else a copy."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
 def check_mask(mask: Any, x: Tensor) -> Tensor | None:
     """The mask as a bool tensor [n] on x's device, or None.
 

@@ -95,18 +95,18 @@ def runs_of(ids: Tensor, mask: Tensor | None) -> Runs:
     return Runs(order, end - lengths, end, slot)
 
 
-def check_groups(groups: Any, x: Tensor) -> Tensor:
+def check_groups(groups: Any, x: Tensor, name: str = "groups") -> Tensor:
     """The ids as an int64 tensor [n] on x's device.
 
     Raises:
         InputError: another dtype or length.
     """
     if isinstance(groups, np.ndarray) and groups.dtype.kind not in "fbiu":
-        raise InputError(f"groups has dtype {groups.dtype}; number the groups with int64")
-    tensor = as_tensor(groups, "groups")
+        raise InputError(f"{name} has dtype {groups.dtype}; number the groups with int64")
+    tensor = as_tensor(groups, name)
     if tensor.dtype not in _ID_DTYPES or tensor.shape != x.shape[:1]:
         raise InputError(
-            f"groups is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}; "
+            f"{name} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}; "
             f"it must be int64 or int32 [{x.shape[0]}], one group per row"
         )
     return tensor.to(x.device, torch.int64)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from aniso import _native
 from aniso.errors import InputError
-from aniso.ops._runs import runs_of
+from aniso.ops._arrays import check_mask, check_rows, unit_columns
+from aniso.ops._runs import check_groups, runs_of
 from aniso.ops.backend import compiled_backend, register_chooser
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def _group_moments(
     unit_sums: Tensor | None,
     square_norms: Tensor,
 ) -> None:
-    runs = runs_of(index, mask)
+    x = unit_columns(check_rows(x))
+    runs = runs_of(check_groups(index, x, "index"), check_mask(mask, x))
     if len(runs.slot) and int(runs.slot[-1]) >= len(counts):
         raise InputError(
             f"index names group {int(runs.slot[-1])}, but the accumulators have {len(counts)} "
@@ -92,6 +94,7 @@ def group_products(x: Tensor, runs: Runs) -> tuple[Tensor, Tensor, Tensor]:
 
     Time O(n d), one read of x (two on a GPU); memory O(G + d).
     """
+    x = unit_columns(x)
     counts, products, total = _products(x, runs, 1.0)
     if x.dtype == torch.float64:
         mean_square = products[:, 2]
@@ -144,8 +147,6 @@ def _add_runs(
     x: Tensor, runs: Runs, outputs: tuple[Tensor | None, ...], scale: float = 1.0
 ) -> None:
     """Runs the kernel; outputs are counts, square norms, and either sums or products."""
-    if x.stride(1) != 1 and x.shape[1] > 1:
-        x = x.contiguous()
     if compiled_backend(x).name == "triton":
         from aniso.triton_kernels.group_moments import group_moments as triton_group_moments
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aniso import _native
 from aniso.moments import RowMoments
-from aniso.ops._arrays import as_tensor, check_mask, check_rows, restore_kind
+from aniso.ops._arrays import as_tensor, check_mask, check_rows, restore_kind, unit_columns
 from aniso.ops.backend import compiled_backend, register_chooser
 
 # torch.library.custom_op would import the compiler at the first call, for more than a second.
@@ -33,7 +33,7 @@ def _row_moments_cpu(
     counts: Tensor,
 ) -> None:
     _native.row_moments_cpu(
-        _unit_columns(x),
+        unit_columns(x),
         mask,
         sums,
         norm_sums,
@@ -55,7 +55,7 @@ def _row_moments_cuda(
     abs_max: Tensor,
     counts: Tensor,
 ) -> None:
-    x = _unit_columns(x)
+    x = unit_columns(x)
     outputs = (sums, norm_sums, norm_range, abs_max, counts)
     with torch.cuda.device(x.device):
         if compiled_backend(x).name == "triton":
@@ -82,10 +82,6 @@ def _row_moments_fake(
 ) -> None:
     torch._check(x.ndim == 2, lambda: "rows are [n, d]")
     torch._check(sums.shape[-1] == x.shape[1], lambda: "accumulators and rows differ in d")
-
-
-def _unit_columns(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def row_moments(x: Any, *, mask: Any = None) -> RowMoments:

@@ -10,7 +10,7 @@
 namespace aniso::cpu::ANISO_ISA {
 namespace {
 
-constexpr int MAX_GROUP = 4;  // rows held at once, as in row_moments
+constexpr int MAX_GROUP = 4;  // rows held at once, as in row_moments; STEP below counts on it
 // Squares of float64 values may over- or underflow outside; those of narrower types cannot.
 constexpr double MIN_SQUARES = 1e-280, MAX_SQUARES = 1e290;
 
@@ -24,12 +24,14 @@ class Run {
   int64_t directions = 0;
   double square_norms = 0.0;
 
-  void take(const T* row, ReadAhead& ahead) {
-    const double squares = squared_norm(row, ahead);
+  /// `later` is a row of the next batch, which is asked for in the meantime.
+  void take(const T* row, const T* later) {
+    const double squares = squared_norm(row, later);
     if (squares >= MIN_SQUARES && squares <= MAX_SQUARES) {
       directions += 1;
       square_norms += squares;
       rows_[count_] = row;
+      later_[count_] = later;
       inverse_[count_] = 1.0 / __builtin_sqrt(squares);
       if (++count_ == MAX_GROUP) flush();
     } else {
@@ -47,12 +49,17 @@ class Run {
   }
 
  private:
-  double squared_norm(const T* row, ReadAhead& ahead) const {
-    constexpr int64_t LINE = ReadAhead::LINE / sizeof(T);
+  // Cache lines of a later row are asked for one at a time, spread over both passes: one for every
+  // STEP columns in the second, as many as are left in the first.
+  static constexpr int64_t STEP = 4 * LANES, LINE = 64 / sizeof(T);
+  static constexpr int64_t FIRST_PASS = STEP > LINE ? STEP / LINE - 1 : 0;
+
+  double squared_norm(const T* row, const T* later) const {
     f64s acc[4] = {};
     int64_t k = 0;
-    for (int64_t line = 0; k + 4 * LANES <= d_; k += 4 * LANES) {
-      for (; line <= k; line += LINE) ahead.next();
+    for (; k + STEP <= d_; k += STEP) {
+#pragma GCC unroll 3
+      for (int64_t i = 0; i < FIRST_PASS; ++i, later += LINE) __builtin_prefetch(later, 0, 2);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         const f64s x = load<f64s>(row + k + i * LANES);
@@ -65,7 +72,14 @@ class Run {
   }
 
   __attribute__((always_inline)) void add(int count) {
-    int64_t k = 0;
+    int64_t k = 0, line = d_ / STEP * FIRST_PASS * LINE;
+    for (; k + STEP <= d_; k += STEP, line += LINE) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        if (i < count && line < d_) __builtin_prefetch(later_[i] + line, 0, 2);
+        add_at<f64s>(count, k + i * LANES);
+      }
+    }
     for (; k + LANES <= d_; k += LANES) add_at<f64s>(count, k);
     for (; k < d_; ++k) add_at<double>(count, k);
     fresh_ = false;
@@ -103,6 +117,7 @@ class Run {
   double* unit_sum_;
   bool fresh_;
   const T* rows_[MAX_GROUP];
+  const T* later_[MAX_GROUP];
   double inverse_[MAX_GROUP];
   int count_ = 0;
 };
@@ -134,7 +149,6 @@ template <class T>
 void walk(const RowsView& rows, const RunsView& runs, int64_t first, int64_t last,
           const GroupMomentsView& out, double* scratch) {
   const T* data = static_cast<const T*>(rows.data);
-  ReadAhead ahead(0);
   for (int64_t s = first; s < last; ++s) {
     const int64_t slot = runs.slot[s];
     // A sum that nobody asked for is still added up, where it disturbs nothing.
@@ -143,8 +157,7 @@ void walk(const RowsView& rows, const RunsView& runs, int64_t first, int64_t las
     Run<T> run(rows.d, sum, unit_sum, out.products != nullptr);
     for (int64_t i = runs.begin[s]; i < runs.end[s]; ++i) {
       const int64_t later = i + MAX_GROUP < runs.rows ? i + MAX_GROUP : runs.rows - 1;
-      ahead.start(data + runs.order[later] * rows.row_stride);
-      run.take(data + runs.order[i] * rows.row_stride, ahead);
+      run.take(data + runs.order[i] * rows.row_stride, data + runs.order[later] * rows.row_stride);
     }
     run.flush();
     out.counts[slot] += run.directions;
