@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from aniso._compare import compare
     from aniso.dumps import Dump, DumpWriter, open_dump
     from aniso.errors import InputError
-    from aniso.metrics import METRICS, Comparison, CosineHistogram, CosineStats, LayerMetrics
+    from aniso.metrics import (
+        METRICS,
+        Comparison,
+        CosineHistogram,
+        CosineStats,
+        GroupCosine,
+        LayerMetrics,
+        first_token_cosine,
+        group_cosine,
+    )
     from aniso.metrics.cosine_histogram import cosine_histogram, cosine_quantile
     from aniso.metrics.cosine_stats import cosine_stats
     from aniso.models.capture import Capture, capture
@@ -33,6 +42,7 @@ _HOMES = {
     "CosineStats": "aniso.metrics",
     "Dump": "aniso.dumps",
     "DumpWriter": "aniso.dumps",
+    "GroupCosine": "aniso.metrics",
     "InputError": "aniso.errors",
     "LayerMetrics": "aniso.metrics",
     "LayerState": "aniso.state",
@@ -47,7 +57,9 @@ _HOMES = {
     "compare": "aniso._compare",
     "cosine_stats": "aniso.metrics",
     "cross_gram": "aniso.ops",
+    "first_token_cosine": "aniso.metrics",
     "gram": "aniso.ops",
+    "group_cosine": "aniso.metrics",
     "open_dump": "aniso.dumps",
     "row_moments": "aniso.ops",
     "select_backend": "aniso.ops",
@@ -62,6 +74,7 @@ __all__ = [
     "CosineStats",
     "Dump",
     "DumpWriter",
+    "GroupCosine",
     "InputError",
     "LayerMetrics",
     "LayerState",
@@ -76,7 +89,9 @@ __all__ = [
     "cosine_quantile",
     "cosine_stats",
     "cross_gram",
+    "first_token_cosine",
     "gram",
+    "group_cosine",
     "open_dump",
     "row_moments",
     "select_backend",

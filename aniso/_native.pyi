@@ -22,6 +22,13 @@ def gram_cpu(
 def pair_histogram_cpu(
     a: Any, b: Any, low: float, high: float, counts: Any, extremes: Any, threads: int
 ) -> None: ...
+def group_moments_cpu(
+    x: Any, runs: Any, outputs: Any, scale: float, threads: int, isa: str
+) -> None: ...
+def group_moments_cuda(
+    x: Any, runs: Any, outputs: Any, scale: float, workspace: Any, stream: int
+) -> None: ...
+def group_moments_workspace_bytes(rows: int) -> int: ...
 def row_moments_cpu(
     x: Any,
     mask: Any,

@@ -7,7 +7,7 @@ singular values by an SVD of the rows. Nothing here shares a formula with the fa
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -142,6 +142,59 @@ def _off_diagonal_sum(units: Tensor, rows: slice, f: Callable[[Tensor], Tensor])
     values = f(units[rows] @ units.T)
     values.diagonal(offset=rows.start).zero_()
     return float(values.sum())
+
+
+def group_moments(x: Tensor, groups: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Per group with a kept row (state S4): ids, directions n_g, Σx, Σx̂, Σ‖x‖²; by ascending id."""
+    members = _members(x, groups, mask)
+    empty = x.new_zeros((0, x.shape[1]), dtype=torch.float64)
+    return (
+        torch.tensor(list(members), dtype=torch.int64),
+        torch.tensor([len(directions(rows)) for rows in members.values()], dtype=torch.int64),
+        torch.stack([rows.sum(0) for rows in members.values()]) if members else empty,
+        torch.stack([directions(rows).sum(0) for rows in members.values()]) if members else empty,
+        torch.tensor([(norms(rows) ** 2).sum() for rows in members.values()], dtype=torch.float64),
+    )
+
+
+def _members(x: Tensor, groups: Tensor, mask: Tensor | None) -> dict[int, Tensor]:
+    """The kept rows of every group id ≥ 0, in float64, by ascending id."""
+    keep = torch.isfinite(x.to(torch.float64)).all(dim=1) & (groups >= 0)
+    keep = keep if mask is None else keep & mask
+    ids = [int(g) for g in groups[keep].unique()]
+    return {g: x[keep & (groups == g)].to(torch.float64) for g in ids}
+
+
+def group_cosine(x: Tensor, groups: Tensor, mask: Tensor | None = None) -> dict[str, Any]:
+    """Cosines within and between groups, from the matrix of all of them; O(N²) memory."""
+    members = _members(x, groups, mask)
+    units = [directions(rows) for rows in members.values()]
+    label = torch.cat([torch.full((len(u),), g) for g, u in zip(members, units, strict=True)])
+    cosines = torch.cat(units) @ torch.cat(units).T
+    same = label[:, None] == label[None, :]
+    pair = ~torch.eye(len(label), dtype=torch.bool)
+    per_group = torch.stack([cosines[same & pair & (label == g)].mean() for g in members])
+    towards_mean = [
+        (u @ directions(rows.mean(dim=0, keepdim=True)).sum(0)).mean()
+        for rows, u in zip(members.values(), units, strict=True)
+    ]
+    return {
+        "within": float(cosines[same & pair].mean()),
+        "within_mean": float(per_group.nanmean()),
+        "between": float(cosines[~same].mean()),
+        "per_group": per_group,
+        "intra_similarity": torch.stack(towards_mean),
+    }
+
+
+def first_token_cosine(x: Tensor, groups: Tensor, mask: Tensor | None = None) -> float:
+    """Mean over groups of the mean cosine of the group's first row with its others."""
+    means = []
+    for rows in _members(x, groups, mask).values():
+        others = directions(rows[1:])
+        if bool((rows[0] != 0).any()) and len(others):
+            means.append(float((others @ directions(rows[:1])[0]).mean()))
+    return sum(means) / len(means) if means else math.nan
 
 
 def contributions(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ NAMES = [
     "CosineStats",
     "Dump",
     "DumpWriter",
+    "GroupCosine",
     "InputError",
     "LayerMetrics",
     "LayerState",
@@ -35,7 +36,9 @@ NAMES = [
     "compare",
     "cosine_stats",
     "cross_gram",
+    "first_token_cosine",
     "gram",
+    "group_cosine",
     "open_dump",
     "row_moments",
     "select_backend",
@@ -52,7 +55,9 @@ SIGNATURES = {
     "cosine_stats": "(x, *, mask=None, nonfinite='raise', without=None)",
     "compare": "(a, b, *, mask=None)",
     "cross_gram": "(x, y, *, normalize=False, mask=None)",
+    "first_token_cosine": "(x, groups, *, mask=None)",
     "gram": "(x, *, normalize=False, center=False, mask=None)",
+    "group_cosine": "(x, groups, *, mask=None)",
     "open_dump": "(path)",
     "row_moments": "(x, *, mask=None)",
     "select_backend": "(op, x)",
@@ -104,6 +109,19 @@ FIELDS = [
     "without",
 ]
 
+GROUP_FIELDS = [
+    "within",
+    "within_mean",
+    "between",
+    "rows",
+    "zero_rows",
+    "groups",
+    "ids",
+    "counts",
+    "per_group",
+    "intra_similarity",
+]
+
 
 COMPARISON = ["rows", "rsa_pearson", "debiased_cka", "metrics_a", "metrics_b", "delta"]
 
@@ -116,6 +134,7 @@ def test_names_are_frozen():
     assert [f.name for f in dataclasses.fields(aniso.Comparison)] == COMPARISON
     for method in ("update", "merge", "compute", "save", "load", "state_dict"):
         assert callable(getattr(aniso.PairedState, method))
+    assert [f.name for f in dataclasses.fields(aniso.GroupCosine)] == GROUP_FIELDS
     for method in ("update", "merge", "reset", "compute", "save", "load", "state_dict"):
         assert callable(getattr(aniso.LayerState, method))
 
@@ -159,6 +178,7 @@ def test_importing_the_package_loads_no_torch():
         "aniso._compare",
         "aniso.ops.cross_gram",
         "aniso.state.paired_state",
+        "aniso.metrics.groups",
     ],
 )
 def test_examples_in_docstrings_run(module):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import triton
+from aniso.triton_kernels import group_moments as groups
 from aniso.triton_kernels.launch_configs import ONE_READ_COLUMNS, row_moments_config
 from aniso.triton_kernels.row_moments import aot_cases, one_read_kernel, row_moments
 from rows import DTYPES, assert_moments, spoiled
@@ -19,7 +20,7 @@ from triton.compiler import ASTSource
 from aniso import reference
 from aniso.moments import RowMoments
 
-CASES = aot_cases()
+CASES = aot_cases() + groups.aot_cases()
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes per block, opt-in
 SIZES = [(0, 5), (1, 1), (2, 7), (37, 63), (67, 257), (9, 768), (3, 4096), (2, 4097)]
 

@@ -62,6 +62,14 @@ class FoldConfig(LaunchConfig):
     block_j: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupMomentsConfig(LaunchConfig):
+    """How `group_moments` takes rows of one run: tiles of `block_n` rows × `block_d` columns."""
+
+    block_n: int
+    block_d: int
+
+
 # A thread keeps 4 float64 sums per element of its tile: 64 of the 128 registers it may have at 16
 # warps per multiprocessor. With 16 elements, or two rows per step, the compiled kernels spill, so
 # 4096 columns are the widest row that one program can read once.
@@ -99,3 +107,19 @@ TALLIES = TallyConfig(num_warps=4, block_n=256)
 
 # One value per thread and partial row, so that a line of partials is read whole (estimated).
 FOLD = FoldConfig(num_warps=4, block_p=8, block_j=128)
+
+# Runs of rows are short as a rule, and a tile's rows beyond the end of a run lie idle: few rows. A
+# thread has 8 elements with two float64 sums each, which leaves registers for products (estimated).
+GROUP_TILES = (
+    GroupMomentsConfig(num_warps=4, block_n=8, block_d=128),
+    GroupMomentsConfig(num_warps=4, block_n=2, block_d=512),
+)
+
+# Runs are short as a rule: one warp per run (estimated).
+GROUP_COUNTS = TallyConfig(num_warps=1, block_n=32)
+
+
+def group_moments_config(d: int) -> GroupMomentsConfig:
+    """The launch for rows of `d` columns."""
+    narrow, wide = GROUP_TILES
+    return narrow if d <= narrow.block_d else wide

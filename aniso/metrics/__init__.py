@@ -3,6 +3,7 @@
 from aniso.metrics._registry import METRICS, Metric
 from aniso.metrics.cosine_histogram import CosineHistogram, cosine_histogram, cosine_quantile
 from aniso.metrics.cosine_stats import CosineStats, cosine_stats
+from aniso.metrics.groups import GroupCosine, first_token_cosine, group_cosine
 from aniso.metrics.layer import LayerMetrics, layer_metrics
 from aniso.metrics.pair_design import PairDesign
 from aniso.metrics.pair_sample import (
@@ -29,6 +30,7 @@ __all__ = [
     "CosineHistogram",
     "CosineStats",
     "DistributionBand",
+    "GroupCosine",
     "Interval",
     "LayerMetrics",
     "Metric",
@@ -42,6 +44,8 @@ __all__ = [
     "cosine_quantile",
     "cosine_stats",
     "distribution_band",
+    "first_token_cosine",
+    "group_cosine",
     "layer_metrics",
     "mean_interval",
     "quantile_interval",

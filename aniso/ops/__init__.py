@@ -3,6 +3,7 @@
 from aniso.ops.backend import Backend, select_backend
 from aniso.ops.cross_gram import cross_gram, cross_gram_into
 from aniso.ops.gram import gram, gram_into
+from aniso.ops.group_moments import group_moments_into, group_products
 from aniso.ops.pair_histogram import pair_histogram_into
 from aniso.ops.row_moments import row_moments, row_moments_into
 
@@ -12,6 +13,8 @@ __all__ = [
     "cross_gram_into",
     "gram",
     "gram_into",
+    "group_moments_into",
+    "group_products",
     "pair_histogram_into",
     "row_moments",
     "row_moments_into",

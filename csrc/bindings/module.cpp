@@ -13,5 +13,6 @@ PYBIND11_MODULE(_native, m) {
   aniso::register_ceilings(m);
   aniso::register_gram(m);
   aniso::register_pair_histogram(m);
+  aniso::register_group_moments(m);
   aniso::register_row_moments(m);
 }

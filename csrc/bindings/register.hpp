@@ -8,6 +8,7 @@ namespace aniso {
 void register_ceilings(pybind11::module_& m);
 void register_gram(pybind11::module_& m);
 void register_pair_histogram(pybind11::module_& m);
+void register_group_moments(pybind11::module_& m);
 void register_row_moments(pybind11::module_& m);
 
 }  // namespace aniso

@@ -46,20 +46,13 @@ class Call {
   const RowMomentsView out;
 };
 
-cpu::Isa isa_named(const std::string& name) {
-  for (cpu::Isa isa : {cpu::Isa::baseline, cpu::Isa::avx2, cpu::Isa::avx512}) {
-    if (name == cpu::isa_name(isa) && isa <= cpu::best_isa()) return isa;
-  }
-  throw py::value_error("this processor or build has no instruction set '" + name + "'");
-}
-
 void row_moments_cpu(const py::object& x, const py::object& mask, const py::object& sums,
                      const py::object& norm_sums, const py::object& norm_range,
                      const py::object& abs_max, const py::object& counts, int threads,
                      const std::string& isa) {
   const Call call(x, mask, sums, norm_sums, norm_range, abs_max, counts);
   call.require_device(false);
-  const cpu::Isa chosen = isa_named(isa);
+  const cpu::Isa chosen = cpu::isa_named(isa);
   py::gil_scoped_release released;
   cpu::row_moments(call.rows, call.kept, call.out, threads, chosen);
 }

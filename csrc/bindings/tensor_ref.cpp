@@ -99,6 +99,13 @@ MaskView TensorRef::mask(int64_t n) const {
   return {reinterpret_cast<const uint8_t*>(data()), stride(0)};
 }
 
+const int64_t* TensorRef::indices() const {
+  if (tensor_->code != dlpack::kInt || tensor_->bits != 64 || tensor_->ndim != 1 || !contiguous()) {
+    refuse("must be int64 values side by side");
+  }
+  return reinterpret_cast<const int64_t*>(data());
+}
+
 void* TensorRef::accumulator(int64_t count, uint8_t code) const {
   const bool fits =
       tensor_->code == code && tensor_->bits == 64 && contiguous() && bytes() == count * 8;

@@ -30,6 +30,8 @@ class TensorRef {
   RowsView rows() const;
   /// As a mask of `n` booleans.
   MaskView mask(int64_t n) const;
+  /// As int64 values side by side, to read.
+  const int64_t* indices() const;
   /// As a writable, contiguous accumulator of `count` float64 or int64 values.
   double* doubles(int64_t count) const;
   int64_t* integers(int64_t count) const;

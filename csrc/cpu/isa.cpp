@@ -1,5 +1,7 @@
 #include "cpu/isa.hpp"
 
+#include <stdexcept>
+
 namespace aniso::cpu {
 
 Isa best_isa() {
@@ -29,6 +31,13 @@ const char* isa_name(Isa isa) {
     default:
       return "baseline";
   }
+}
+
+Isa isa_named(const std::string& name) {
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    if (name == isa_name(isa) && isa <= best_isa()) return isa;
+  }
+  throw std::invalid_argument("this processor or build has no instruction set '" + name + "'");
 }
 
 }  // namespace aniso::cpu

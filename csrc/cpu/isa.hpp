@@ -1,6 +1,8 @@
 // Which instruction set the CPU kernels use, chosen once at run time.
 #pragma once
 
+#include <string>
+
 namespace aniso::cpu {
 
 enum class Isa : int { baseline, avx2, avx512 };
@@ -10,5 +12,8 @@ Isa best_isa();
 
 /// Its name: "baseline", "avx2" or "avx512".
 const char* isa_name(Isa isa);
+
+/// The set of that name; std::invalid_argument where this processor or build lacks it.
+Isa isa_named(const std::string& name);
 
 }  // namespace aniso::cpu

@@ -136,7 +136,7 @@ __device__ void raise(typename S::Peak& peak, const typename S::Bits& raw) {
   peak = max(peak, typename S::Peak{raw} & kMagnitude);
 }
 
-__device__ double warp_sum(double value, int lanes) {
+inline __device__ double warp_sum(double value, int lanes) {
   for (int width = lanes / 2; width > 0; width /= 2) {
     value += __shfl_xor_sync(~0u, value, width);
   }
@@ -169,7 +169,7 @@ __device__ void add_squares(double (&squares)[S::kScales], double x) {
 }
 
 /// 1/√x to 1 ulp for x in [1e-290, 1e290]; the slow path of rsqrt() would cost registers.
-__device__ double inverse_root(double x) {
+inline __device__ double inverse_root(double x) {
   double y;
   asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
   const double error = fma(-x * y, y, 1.0);
@@ -194,7 +194,7 @@ __device__ RowNote describe(int status, const double (&squares)[kScales]) {
   return {inverse, scale, norm, status};
 }
 
-__device__ int peek_status(const Job& job, int64_t row) {
+inline __device__ int peek_status(const Job& job, int64_t row) {
   if (row >= job.rows.n) return kAbsent;
   return job.mask.data && !job.mask.data[row * job.mask.stride] ? kMasked : kKept;
 }
@@ -214,14 +214,14 @@ __device__ void square_row(const RowsView& rows, int64_t row, double (&squares)[
 }
 
 /// The fold of quantity j of a partial row: a sum, except max|x_k|, min ‖x‖ and max ‖x‖.
-__device__ double combine(int64_t j, int64_t d, double a, double b) {
+inline __device__ double combine(int64_t j, int64_t d, double a, double b) {
   if (j == 5 * d + 3) return fmin(a, b);
   return (j >= 4 * d && j < 5 * d) || j == 5 * d + 4 ? fmax(a, b) : a + b;
 }
-__device__ double neutral(int64_t j, int64_t d) { return j == 5 * d + 3 ? HUGE_VAL : 0.0; }
+inline __device__ double neutral(int64_t j, int64_t d) { return j == 5 * d + 3 ? HUGE_VAL : 0.0; }
 
 /// Adds quantity j of a partial row to the caller's accumulators.
-__device__ void deposit(int64_t j, int64_t d, double value, const RowMomentsView& out) {
+inline __device__ void deposit(int64_t j, int64_t d, double value, const RowMomentsView& out) {
   const int64_t t = j - 5 * d;
   if (j < 4 * d) {
     out.sums[j] += value;
