@@ -252,8 +252,8 @@ def hash_keys(names: Tensor, seed: int, source: str) -> Tensor:
 def _with_direction(rows: Tensor, kept: Tensor | None) -> Tensor:
     """Places of the rows that are kept, finite and not zero."""
     if kept is not None:
-        places = kept.nonzero()[:, 0]
-        return places[_with_direction(rows[places], None)]
+        candidates = kept.nonzero()[:, 0]
+        return candidates[_with_direction(rows[candidates], None)]
     length = torch.linalg.vector_norm(rows, dim=1)
     good = (length > 0) & (length < math.inf)  # false for NaN
     # Squares may leave the range of the dtype where values do not: the largest value decides.
