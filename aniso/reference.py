@@ -198,10 +198,14 @@ def first_token_cosine(x: Tensor, groups: Tensor, mask: Tensor | None = None) ->
 
 
 def contributions(x: Tensor) -> Tensor:
-    """Share of every dimension in the mean cosine, [d]: Σ_(i≠j) x̂_ik x̂_jk/(N(N − 1))."""
+    """Share of each dimension in the mean cosine: mean over i < j of x̂_ik x̂_jk, [d].
+
+    Pair by pair, each row times the sum of the rows before it; O(N) work.
+    """
     units = directions(kept_rows(x))
     n = len(units)
-    return (units.sum(0) ** 2 - (units**2).sum(0)) / (n * (n - 1))
+    before = units.cumsum(dim=0) - units
+    return (units * before).sum(dim=0) / (n * (n - 1) / 2)
 
 
 def singular_values(x: Tensor) -> Tensor:

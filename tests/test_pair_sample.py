@@ -223,6 +223,29 @@ def test_documents_of_one_length_count_as_rows_do():
     assert uneven.unevenness == pytest.approx((200 * 199) / (150 * 149), rel=0.02)
 
 
+def test_uneven_documents_and_small_populations_widen_every_interval():
+    """By κ/μ̂ and by 1/(1 − 1/N), as the lemma asks."""
+    plain, counts = PairDesign(400), np.ones(1000)
+    for design in (PairDesign(400, unevenness=1.5), PairDesign(400, population=401, least=300)):
+        for interval in (
+            lambda d: mean_interval(0.0, 0.3, d),
+            lambda d: quantile_interval(counts, EDGES, 0.5, d),
+            lambda d: uniformity(counts, EDGES, d)[1:],
+        ):
+            (low, high), (lower, higher) = interval(plain), interval(design)
+            assert lower < low and higher > high
+        ratio = design.stretch * math.sqrt(plain.blocks / design.blocks)
+        widths = [
+            np.ptp([band.low[500], band.high[500]])
+            for band in (distribution_band(counts, plain), distribution_band(counts, design))
+        ]
+        assert widths[1] / widths[0] == pytest.approx(ratio)
+    assert PairDesign(3, population=4).stretch == pytest.approx(4 / 3)
+    # To first order the mean's interval grows by √ρ: documents average what their rows spread.
+    big = [mean_interval(0.0, 0.3, PairDesign(10**8, unevenness=rho)) for rho in (1, 4)]
+    assert big[1].high / big[0].high == pytest.approx(2, rel=0.01)
+
+
 def test_weights_undo_what_sampling_whole_documents_does_to_pairs():
     """Averaged over samples, the weighted histogram is the population's."""
     drawn = population("clusters in documents")
