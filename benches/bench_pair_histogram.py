@@ -47,14 +47,14 @@ def misplaced(result: aniso.CosineHistogram, x: torch.Tensor) -> float:
     """Share of pairs that lie in a wrong bin, those within 2e-6 of an edge aside."""
     units = reference.directions(x.double())
     edges = torch.as_tensor(result.edges)
-    least, most = torch.zeros(_BINS + 1), torch.zeros(_BINS + 1)
+    least, most = torch.zeros(2, _BINS + 1, dtype=torch.int64)
     for first in range(0, _ROWS, _CHUNK):
         cosines = (units[first : first + _CHUNK] @ units.T).clamp(-1, 1)
         cosines = cosines[torch.ones_like(cosines, dtype=torch.bool).tril(first - 1)]
         ordered = cosines.sort().values
         least += torch.searchsorted(ordered, edges - _ERROR)
         most += torch.searchsorted(ordered, edges + _ERROR)
-    below = torch.cat([torch.zeros(1), result.counts.cumsum(0)])[: _BINS + 1]
+    below = torch.cat([result.counts.new_zeros(1), result.counts.cumsum(0)])
     wrong = (least - below).clamp(min=0) + (below - most).clamp(min=0)
     return float(wrong[:_BINS].max()) / result.pairs
 

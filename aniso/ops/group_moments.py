@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -143,9 +143,7 @@ def _sums_of_long(x: Tensor, divided: DividedRuns) -> list[Tensor]:
     return [divided.folded(part) for part in parts]
 
 
-def _add_runs(
-    x: Tensor, runs: Runs, outputs: tuple[Tensor | None, ...], scale: float = 1.0
-) -> None:
+def _add_runs(x: Tensor, runs: Runs, outputs: tuple[Any, ...], scale: float = 1.0) -> None:
     """Runs the kernel; outputs are counts, square norms, and either sums or products."""
     if compiled_backend(x).name == "triton":
         from aniso.triton_kernels.group_moments import group_moments as triton_group_moments
