@@ -149,7 +149,8 @@ def _add_runs(x: Tensor, runs: Runs, outputs: tuple[Any, ...], scale: float = 1.
         from aniso.triton_kernels.group_moments import group_moments as triton_group_moments
 
         with torch.cuda.device(x.device):
-            triton_group_moments(x, *runs.tensors(), *outputs, scale=scale)
+            arguments: tuple[Any, ...] = (x, *runs.tensors(), *outputs, scale)
+            triton_group_moments(*arguments)
     elif x.device.type == "cuda":
         with torch.cuda.device(x.device):
             size = _native.group_moments_workspace_bytes(len(runs.order))
