@@ -71,6 +71,7 @@ def case(dtype: torch.dtype, narrow: bool, goals: dict[str, float]) -> Case:
         error=misplaced,
         tolerance=0.0,
         goals=goals,
+        rounds=3,
     )
 
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEVICE = os.environ.get("ANISO_BENCH_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
-ROUNDS = 7
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Case:
         nbytes: Bytes the call must move at least; 0 when it is not bound by memory.
         tolerance: The largest error at which a speed may be reported.
         goals: Ratio to reach per peer, and "limit" for the share of the measured limit.
+        rounds: How often every call takes its turn; fewer where a peer takes many seconds.
     """
 
     op: str
@@ -54,6 +54,7 @@ class Case:
     nbytes: float = 0.0
     tolerance: float = 1e-9
     goals: dict[str, float] = field(default_factory=dict)
+    rounds: int = 7
 
 
 def side_by_side(*cases: Case) -> Callable[..., None]:
@@ -69,7 +70,7 @@ def side_by_side(*cases: Case) -> Callable[..., None]:
         limit = memory_pass(x) if case.nbytes else None
         if limit is not None:
             calls["limit"] = limit.run
-        seconds = interleaved(calls)
+        seconds = interleaved(calls, case.rounds)
         rate = None if limit is None else limit.nbytes / seconds.pop("limit")
         benchmark.pedantic(calls["ours"], rounds=1, warmup_rounds=0)
         benchmark.group = case.op
@@ -79,12 +80,12 @@ def side_by_side(*cases: Case) -> Callable[..., None]:
     return bench
 
 
-def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median seconds of each call, the calls taking turns: a slow phase of the machine hits all."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, call in calls.items():
             seconds[name].append(timed(call))
     return {name: median(values) for name, values in seconds.items()}

@@ -40,7 +40,8 @@ def test_every_layer_is_the_reference_of_its_rows(tmp_path):
     for name, x in stored.items():
         assert report.layers[name].counts["rows"] == 57
         for key, value in reference.layer_metrics(x.double()).items():
-            assert metrics_of(report, name)[key] == pytest.approx(value, rel=1e-8, nan_ok=True), key
+            # Half precision: a few roundings of 2^-24 in so few rows.
+            assert metrics_of(report, name)[key] == pytest.approx(value, rel=1e-6, nan_ok=True), key
 
 
 def test_files_of_out_say_what_the_report_says(tmp_path):

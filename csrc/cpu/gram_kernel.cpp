@@ -90,7 +90,10 @@ class Block {
       const __m512 x = load16(row + k, columns_from(k, rows_.d));
       const __m512 unit = _mm512_scalef_ps(x, exponent) * inverse;
       raise(largest + k, x - kept * _mm512_loadu_ps(scratch_.pilots[0] + k));
-      raise(largest_unit + k, unit - directed * _mm512_loadu_ps(scratch_.pilots[1] + k));
+      // Where x̂ meets the pilot, what float32 rounds away of x̂ is all that is left.
+      const __m512 tail = _mm512_abs_ps(unit) * 0x1p-23f;
+      const __m512 about = unit - directed * _mm512_loadu_ps(scratch_.pilots[1] + k);
+      raise(largest_unit + k, _mm512_abs_ps(about) + tail);
     }
   }
 
