@@ -9,43 +9,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-import triton
 from aniso.triton_kernels import group_moments as groups
 from aniso.triton_kernels.launch_configs import ONE_READ_COLUMNS, row_moments_config
 from aniso.triton_kernels.row_moments import aot_cases, one_read_kernel, row_moments
+from aot import SHARED_LIMIT, compiled, resources
 from rows import DTYPES, assert_moments, spoiled
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from aniso import reference
 from aniso.moments import RowMoments
 
 CASES = aot_cases() + groups.aot_cases()
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes per block, opt-in
 SIZES = [(0, 5), (1, 1), (2, 7), (37, 63), (67, 257), (9, 768), (3, 4096), (2, 4097)]
-
-
-def compiled(case, capability, aligned):
-    """The kernel for one GPU; aligned as with PyTorch's own allocations, or with no promise."""
-    promised = [
-        i
-        for i, (name, kind) in enumerate(case.signature.items())
-        if aligned and (kind.startswith("*") or name in ("D", "stride_x"))
-    ]
-    attrs = {(i,): [["tt.divisibility", 16]] for i in promised}
-    source = ASTSource(case.kernel, case.signature, case.constants, attrs)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=case.options)
-
-
-def stack_bytes(kernel, folder):
-    """Local memory of the machine code: spilled registers and indexed arrays."""
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-    tool = triton.knobs.nvidia.cuobjdump.path
-    command = [tool, "--dump-resource-usage", str(cubin)]
-    usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    stack, local = re.search(r"STACK:(\d+).*LOCAL:(\d+)", usage).groups()
-    return int(stack) + int(local)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +28,7 @@ def stack_bytes(kernel, folder):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 def test_compiles_without_spills(case, capability, aligned, tmp_path):
     kernel = compiled(case, capability, aligned)
-    assert stack_bytes(kernel, tmp_path) == 0
+    assert resources(kernel, tmp_path)[0] == 0
     assert kernel.metadata.shared <= SHARED_LIMIT[capability]
     # Rows × stride may pass 2^31: the row part of every address is 64 bits wide.
     assert re.search(r"tt\.addptr .*(xi64>|, i64)", kernel.asm["ttir"])
@@ -63,7 +37,7 @@ def test_compiles_without_spills(case, capability, aligned, tmp_path):
 def test_spills_would_be_seen(tmp_path):
     case = next(c for c in CASES if c.kernel is one_read_kernel and c.constants["BLOCK_D"] == 4096)
     crowded = replace(case, constants=case.constants | {"BLOCK_D": 4 * 4096})
-    assert stack_bytes(compiled(crowded, 90, aligned=True), tmp_path) > 0
+    assert resources(compiled(crowded, 90), tmp_path)[0] > 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -15,8 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
+from .aot import AotCase
 from .launch_configs import GROUP_COUNTS, GROUP_TILES, LaunchConfig, group_moments_config
-from .row_moments import AotCase, norms_kernel
+from .row_moments import norms_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor

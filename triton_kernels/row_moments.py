@@ -12,13 +12,13 @@ Rows wider than ONE_READ_COLUMNS are read twice, first for their norms, then in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 
+from .aot import POINTERS, AotCase, aot_case
 from .launch_configs import (
     FOLD,
     MIN_BLOCK_D,
@@ -391,31 +391,6 @@ def _launch_two_reads(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class AotCase:
-    """One kernel as it is launched, to be compiled ahead of time.
-
-    Attributes:
-        name: Kernel, dtype and widest d, for messages.
-        kernel: The `triton.jit` function.
-        signature: Type of every argument, "constexpr" for compile-time ones.
-        constants: Values of the compile-time arguments.
-        options: Launch options, such as num_warps.
-    """
-
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constants: dict[str, Any]
-    options: dict[str, Any]
-
-
-_POINTERS = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-}
 _TYPES = {
     "mask_ptr": "*u8", "codes_ptr": "*fp64", "notes_ptr": "*fp64", "partials_ptr": "*fp64",
     "sums_ptr": "*fp64", "norm_sums_ptr": "*fp64", "norm_range_ptr": "*fp64",
@@ -430,7 +405,7 @@ def aot_cases() -> list[AotCase]:
         _case(tally_kernel, torch.float64, 1, TALLIES),
         _case(fold_kernel, torch.float64, 1, FOLD),
     ]
-    for dtype in _POINTERS:
+    for dtype in POINTERS:
         for d in (
             1 << k for k in range(MIN_BLOCK_D.bit_length() - 1, ONE_READ_COLUMNS.bit_length())
         ):
@@ -443,10 +418,6 @@ def aot_cases() -> list[AotCase]:
 
 
 def _case(kernel: Any, dtype: torch.dtype, d: int, config: LaunchConfig) -> AotCase:
-    types = _TYPES | {"x_ptr": _POINTERS[dtype]}
-    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    known = config.constants() | {"HAS_MASK": True, "FLOAT64": dtype == torch.float64}
-    known["NUM_STAGES"] = config.num_stages
-    constants = {name: known[name] for name, kind in signature.items() if kind == "constexpr"}
-    name = f"{kernel.fn.__name__} {dtype} d={d}"
-    return AotCase(name, kernel, signature, constants, config.options())
+    types = _TYPES | {"x_ptr": POINTERS[dtype]}
+    constants = {"HAS_MASK": True, "FLOAT64": dtype == torch.float64}
+    return aot_case(f"{dtype} d={d}", kernel, types, constants, config)
