@@ -214,6 +214,7 @@ def test_gpu_equals_reference(name):
 @pytest.mark.parametrize(("n", "d"), [(70_001, 768), (20_000, 1025), (3_000, 4096)])
 def test_gpu_equals_reference_on_large_rows(n, d, dtype, unit):
     _, _, x, weights, out, _ = entry(rows(n, d, dtype), DESCRIPTORS, unit=unit)
-    result = out.cuda()
-    gram(x.cuda(), None if weights is None else weights.cuda(), result)
-    assert_gram(result.cpu(), x, weights, dtype)
+    x, result = x.cuda(), out.cuda()
+    weights = None if weights is None else weights.cuda()
+    gram(x, weights, result)
+    assert_gram(result, x, weights, dtype)
