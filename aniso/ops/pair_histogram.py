@@ -8,6 +8,7 @@ from torch import Tensor
 from aniso import _native
 from aniso.errors import InputError
 from aniso.ops._arrays import unit_columns
+from aniso.ops._double import directions
 from aniso.ops.backend import Backend, register_chooser
 
 MAX_BINS = 65_536
@@ -66,10 +67,7 @@ def _multipliable(x: Tensor) -> Tensor:
 
 
 def _directions(x: Tensor) -> Tensor:
-    """x̂ in float32, at any scale of x."""
-    rows = x.double()
-    rows = rows / rows.abs().amax(dim=1, keepdim=True)
-    return torch.nn.functional.normalize(rows, dim=1).float()
+    return directions(x.double()).float()
 
 
 def _count_tiles(

@@ -73,3 +73,16 @@ def load_state(path: str | Path, kind: str = "LayerState") -> tuple[dict[str, Te
             "--no-resume to start over"
         ) from error
     return tensors, Sources.from_json(metadata["sources"])
+
+
+def take_over(own: dict[str, Tensor], tensors: dict[str, Tensor], what: str) -> None:
+    """Copies the tensors into a state's own; `what` names the state in errors.
+
+    Raises:
+        InputError: names, shapes or dtypes that do not belong to it.
+    """
+    shapes = {name: (t.shape, t.dtype) for name, t in tensors.items()}
+    if shapes != {name: (t.shape, t.dtype) for name, t in own.items()}:
+        raise InputError(f"the tensors {sorted(tensors)} are not those of {what}")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])

@@ -11,7 +11,7 @@ from aniso.moments import Grams, RowMoments
 from aniso.ops import gram_into, row_moments_into
 from aniso.ops._arrays import as_tensor, check_mask, check_rows
 from aniso.ops.gram import pilot_of
-from aniso.state.file import load_state, save_state
+from aniso.state.file import load_state, save_state, take_over
 from aniso.state.sources import Block, Sources
 
 if TYPE_CHECKING:
@@ -152,12 +152,7 @@ class LayerState:
         Raises:
             InputError: names or shapes that do not belong to this state.
         """
-        own = self.state_dict()
-        shapes = {name: (t.shape, t.dtype) for name, t in tensors.items()}
-        if shapes != {name: (t.shape, t.dtype) for name, t in own.items()}:
-            raise InputError(f"the tensors {sorted(tensors)} are not those of {_shape(self)}")
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        take_over(self.state_dict(), tensors, _shape(self))
 
     def save(self, path: str | Path, *, layer: str | None = None) -> None:
         """Writes the state to a safetensors file, atomically, with schema and sources."""

@@ -12,7 +12,7 @@ from aniso.metrics.paired_sums import PairedSums
 from aniso.ops import cross_gram_into, gram_into, row_moments_into
 from aniso.ops._arrays import as_tensor, check_mask, check_pairs
 from aniso.ops._double import finite_rows
-from aniso.state.file import load_state, save_state
+from aniso.state.file import load_state, save_state, take_over
 from aniso.state.sources import Block, Sources
 
 if TYPE_CHECKING:
@@ -180,12 +180,7 @@ class PairedState:
         Raises:
             InputError: names or shapes that do not belong to this state.
         """
-        own = self.state_dict()
-        shapes = {name: (t.shape, t.dtype) for name, t in tensors.items()}
-        if shapes != {name: (t.shape, t.dtype) for name, t in own.items()}:
-            raise InputError(f"the tensors {sorted(tensors)} are not those of dims {self.dims}")
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        take_over(self.state_dict(), tensors, f"dims {self.dims}")
 
     def save(self, path: str | Path, *, layer: str | None = None) -> None:
         """Writes the state to a safetensors file, atomically, with schema and sources."""

@@ -1,6 +1,7 @@
 #include "bindings/register.hpp"
 #include "bindings/tensor_ref.hpp"
 #include "cpu/gram.hpp"
+#include "cpu/isa.hpp"
 
 namespace aniso {
 namespace {

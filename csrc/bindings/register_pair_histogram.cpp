@@ -1,6 +1,6 @@
 #include "bindings/register.hpp"
 #include "bindings/tensor_ref.hpp"
-#include "cpu/gram.hpp"
+#include "cpu/isa.hpp"
 #include "cpu/pair_histogram.hpp"
 
 namespace aniso {

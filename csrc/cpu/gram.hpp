@@ -11,9 +11,6 @@
 
 namespace aniso::cpu {
 
-/// Whether this machine has the matrix unit and the system lets us use it.
-bool has_amx();
-
 /// With the rows taken about pilot [2, d] (of x, of x̂; float32 values), adds Σxxᵀ to `raw` and Σx̂x̂ᵀ
 /// to `unit` ([d, d], either may be null), on up to `threads` threads.
 /// For each of them, also the column sums of the rows as multiplied to totals [2, d], and the

@@ -58,8 +58,6 @@ class Block {
   }
 
  private:
-  // --- scales -------------------------------------------------------------------------------
-
   void scale_rows(int64_t first) {
     float* largest = scratch_.largest + member_ * 2 * scratch_.padded;
     for (int64_t k = 0; k < 2 * scratch_.padded; ++k) largest[k] = 0.0f;
@@ -107,8 +105,6 @@ class Block {
     const bool kept = unit ? scale.inverse != 0.0f : scale.row != scratch_.zero_row;
     return _mm512_set1_ps(kept ? 1.0f : 0.0f);
   }
-
-  // --- digits -------------------------------------------------------------------------------
 
   /// The exponents that bring the columns of a panel to 24-bit fixed point; sets their factors.
   __m512 fix_columns(int64_t panel, bool unit) const {
@@ -240,8 +236,6 @@ class Block {
     _mm512_store_si512(out + plane, select(0xffff0000, _mm512_slli_epi32(odd23, 16), odd01));
     _mm512_store_si512(out + 2 * plane, select(0xffff0000, _mm512_slli_epi32(even23, 16), even01));
   }
-
-  // --- products -----------------------------------------------------------------------------
 
   /// All pairs of groups on or below the diagonal, a group against a band of others at a time, so
   /// that the band's digits stay in the second-level cache.

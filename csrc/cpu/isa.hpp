@@ -16,4 +16,7 @@ const char* isa_name(Isa isa);
 /// The set of that name; std::invalid_argument where this processor or build lacks it.
 Isa isa_named(const std::string& name);
 
+/// Whether this machine has the matrix unit (AMX) and the system lets us use it.
+bool has_amx();
+
 }  // namespace aniso::cpu

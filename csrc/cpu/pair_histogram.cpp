@@ -26,7 +26,7 @@ PairPlan pair_plan(const RowsView& a, int64_t bins) {
   plan.block_rows = rows_in(int64_t{512} << 10, plan.row_bytes, int64_t{1} << 20);
   plan.stride = bins + 3;
   plan.copies = 16;
-  // Measured on 2 MiB of second-level cache: more than 128 KiB of counters evict the rows, fewer
+  // Estimated for 2 MiB of second-level cache: more than 128 KiB of counters evict the rows, fewer
   // than 4 copies make pairs in one bin wait.
   while (plan.copies > 4 && plan.copies * plan.stride > 40000) plan.copies /= 2;
   return plan;
