@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aniso.models.capture import Capture, capture
     from aniso.moments import RowMoments
     from aniso.ops.backend import Backend, select_backend
+    from aniso.ops.batched_svd import SVD, Certificate, svd, svdvals
     from aniso.ops.cross_gram import cross_gram
     from aniso.ops.gram import gram
     from aniso.ops.row_moments import row_moments
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
 # Where each public name lives. Resolved on first use: `aniso --help` must not wait for torch.
 _HOMES = {
     "METRICS": "aniso.metrics",
+    "SVD": "aniso.ops",
     "Backend": "aniso.ops",
     "Capture": "aniso.models",
+    "Certificate": "aniso.ops",
     "CosineHistogram": "aniso.metrics",
     "Comparison": "aniso.metrics",
     "CosineStats": "aniso.metrics",
@@ -63,12 +66,16 @@ _HOMES = {
     "open_dump": "aniso.dumps",
     "row_moments": "aniso.ops",
     "select_backend": "aniso.ops",
+    "svd": "aniso.ops",
+    "svdvals": "aniso.ops",
 }
 
 __all__ = [
     "METRICS",
+    "SVD",
     "Backend",
     "Capture",
+    "Certificate",
     "Comparison",
     "CosineHistogram",
     "CosineStats",
@@ -95,6 +102,8 @@ __all__ = [
     "open_dump",
     "row_moments",
     "select_backend",
+    "svd",
+    "svdvals",
 ]
 
 

@@ -14,8 +14,10 @@ from aniso.metrics import METRICS
 
 NAMES = [
     "METRICS",
+    "SVD",
     "Backend",
     "Capture",
+    "Certificate",
     "CosineHistogram",
     "Comparison",
     "CosineStats",
@@ -42,6 +44,8 @@ NAMES = [
     "open_dump",
     "row_moments",
     "select_backend",
+    "svd",
+    "svdvals",
 ]
 
 SIGNATURES = {
@@ -61,6 +65,8 @@ SIGNATURES = {
     "open_dump": "(path)",
     "row_moments": "(x, *, mask=None)",
     "select_backend": "(op, x)",
+    "svd": "(x, *, k=None, accuracy='normal')",
+    "svdvals": "(x, *, k=None, accuracy='normal', certificate=False)",
     "LayerState": "(dim, *, gram=True, device='cpu')",
     "RowSample": "(size, dim, *, seed=0)",
     "PairedState": "(dim_x, dim_y, *, device='cpu')",
@@ -179,6 +185,7 @@ def test_importing_the_package_loads_no_torch():
         "aniso.ops.cross_gram",
         "aniso.state.paired_state",
         "aniso.metrics.groups",
+        "aniso.ops.batched_svd",
     ],
 )
 def test_examples_in_docstrings_run(module):

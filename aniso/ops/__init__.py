@@ -1,6 +1,7 @@
 """Ops: checked arguments in, kernels underneath, one fastest implementation per device."""
 
 from aniso.ops.backend import Backend, select_backend
+from aniso.ops.batched_svd import SVD, Certificate, batched_svd_into, svd, svdvals
 from aniso.ops.cross_gram import cross_gram, cross_gram_into
 from aniso.ops.gram import gram, gram_into
 from aniso.ops.group_moments import group_moments_into, group_products
@@ -8,7 +9,10 @@ from aniso.ops.pair_histogram import pair_histogram_into
 from aniso.ops.row_moments import row_moments, row_moments_into
 
 __all__ = [
+    "SVD",
     "Backend",
+    "Certificate",
+    "batched_svd_into",
     "cross_gram",
     "cross_gram_into",
     "gram",
@@ -19,4 +23,6 @@ __all__ = [
     "row_moments",
     "row_moments_into",
     "select_backend",
+    "svd",
+    "svdvals",
 ]
