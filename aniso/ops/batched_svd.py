@@ -142,12 +142,6 @@ class SVD(_Factors):
 
     certificate: Certificate
 
-    def __new__(cls, u: Any, s: Any, vh: Any, certificate: Certificate) -> SVD:
-        """The three factors, and what is known of them."""
-        self = super().__new__(cls, u, s, vh)
-        self.certificate = certificate
-        return self
-
 
 def svdvals(
     x: Any, *, k: int | None = None, accuracy: str = "normal", certificate: bool = False
@@ -231,7 +225,9 @@ def svd(x: Any, *, k: int | None = None, accuracy: str = "normal") -> SVD:
         out.values.to(out.left.dtype).reshape(*shape, count),
         out.right.reshape(*shape, count, rows.shape[-1]),
     )
-    return SVD(*map(restore, factors), out.certificate(shape, restore))
+    result = SVD(*map(restore, factors))
+    result.certificate = out.certificate(shape, restore)
+    return result
 
 
 @dataclass(frozen=True)
