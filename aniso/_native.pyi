@@ -8,6 +8,21 @@ has_amx: bool
 has_cuda: bool
 pair_histogram_max_dim: int
 
+batched_svd_max_side: int
+batched_svd_max_size: int
+
+def batched_svd_cpu(
+    x: Any,
+    values: Any,
+    left: Any,
+    right: Any,
+    bounds: Any,
+    checks: Any,
+    methods: Any,
+    high: bool,
+    threads: int,
+    isa: str,
+) -> None: ...
 def read_stream_cpu(buffer: Any, threads: int) -> int: ...
 def gram_cpu(
     x: Any,

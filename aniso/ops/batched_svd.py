@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from aniso import _native
 from aniso.errors import InputError
 from aniso.ops._arrays import DTYPES, as_tensor, restore_kind
 from aniso.ops.backend import Backend, register_chooser
@@ -48,7 +49,13 @@ def _batched_svd(
     checks: Tensor,
     methods: Tensor,
 ) -> None:
-    _by_torch(x, values, left, right, bounds, checks, methods)
+    backend = _choose(x)
+    if backend.name == "torch":
+        _by_torch(x, values, left, right, bounds, checks, methods)
+        return
+    results = (values, left, right, bounds, checks, methods)
+    threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
+    _native.batched_svd_cpu(x.detach(), *results, high=accuracy == "high", threads=threads, isa=isa)
 
 
 @torch.library.register_fake("aniso::batched_svd")  # type: ignore[untyped-decorator]
@@ -356,7 +363,14 @@ torch.library.register_autograd("aniso::svdvals", _svdvals_backward, setup_conte
 
 
 def _choose(x: Tensor) -> Backend:
-    return Backend("torch", "torch.linalg in float64")
+    m, n = x.shape[-2:] if x.ndim > 1 else (0, 0)
+    if x.device.type != "cpu":
+        return Backend("torch", f"no kernel for {x.device.type}: torch.linalg in float64")
+    if min(m, n) > _native.batched_svd_max_side or m * n > _native.batched_svd_max_size:
+        side, size = _native.batched_svd_max_side, _native.batched_svd_max_size
+        reason = f"[{m}, {n}] is beyond {side} on its short side or {size} entries"
+        return Backend("torch", f"{reason}: torch.linalg in float64")
+    return Backend(f"cpu-{_native.isa}", "float64 Gram matrices, one thread per matrix")
 
 
 register_chooser("batched_svd", _choose)

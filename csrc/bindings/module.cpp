@@ -10,6 +10,7 @@ PYBIND11_MODULE(_native, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
+  aniso::register_batched_svd(m);
   aniso::register_ceilings(m);
   aniso::register_gram(m);
   aniso::register_pair_histogram(m);

@@ -5,6 +5,7 @@
 
 namespace aniso {
 
+void register_batched_svd(pybind11::module_& m);
 void register_ceilings(pybind11::module_& m);
 void register_gram(pybind11::module_& m);
 void register_pair_histogram(pybind11::module_& m);

@@ -74,22 +74,27 @@ int64_t TensorRef::bytes() const {
   return total;
 }
 
+DType TensorRef::dtype() const {
+  if (tensor_->code == dlpack::kBfloat && tensor_->bits == 16) return DType::bf16;
+  if (tensor_->code == dlpack::kFloat && tensor_->bits == 16) return DType::f16;
+  if (tensor_->code == dlpack::kFloat && tensor_->bits == 32) return DType::f32;
+  if (tensor_->code == dlpack::kFloat && tensor_->bits == 64) return DType::f64;
+  refuse("must be float64, float32, float16 or bfloat16");
+}
+
 RowsView TensorRef::rows() const {
   if (tensor_->ndim != 2) {
     refuse("has " + std::to_string(tensor_->ndim) + " dimensions; rows are [n, d]");
   }
-  DType dtype = DType::f64;
-  if (tensor_->code == dlpack::kBfloat && tensor_->bits == 16) {
-    dtype = DType::bf16;
-  } else if (tensor_->code == dlpack::kFloat && tensor_->bits == 16) {
-    dtype = DType::f16;
-  } else if (tensor_->code == dlpack::kFloat && tensor_->bits == 32) {
-    dtype = DType::f32;
-  } else if (tensor_->code != dlpack::kFloat || tensor_->bits != 64) {
-    refuse("must be float64, float32, float16 or bfloat16");
-  }
   if (size(1) > 1 && stride(1) != 1) refuse("must have its columns side by side");
-  return {data(), dtype, size(0), size(1), stride(0)};
+  return {data(), dtype(), size(0), size(1), stride(0)};
+}
+
+MatricesView TensorRef::matrices() const {
+  if (tensor_->ndim != 3) {
+    refuse("has " + std::to_string(tensor_->ndim) + " dimensions; matrices are [b, m, n]");
+  }
+  return {data(), dtype(), size(0), size(1), size(2), stride(0), stride(1), stride(2)};
 }
 
 MaskView TensorRef::mask(int64_t n) const {
@@ -106,22 +111,30 @@ const int64_t* TensorRef::indices() const {
   return reinterpret_cast<const int64_t*>(data());
 }
 
-void* TensorRef::accumulator(int64_t count, uint8_t code) const {
+void* TensorRef::accumulator(int64_t count, uint8_t code, int bits) const {
   const bool fits =
-      tensor_->code == code && tensor_->bits == 64 && contiguous() && bytes() == count * 8;
+      tensor_->code == code && tensor_->bits == bits && contiguous() && bytes() == count * bits / 8;
   if (!fits || read_only_) {
     refuse("must be a writable, contiguous accumulator of " + std::to_string(count) + " " +
-           (code == dlpack::kFloat ? "float64" : "int64") + " values");
+           (code == dlpack::kFloat ? "float" : "int") + std::to_string(bits) + " values");
   }
   return data();
 }
 
 double* TensorRef::doubles(int64_t count) const {
-  return static_cast<double*>(accumulator(count, dlpack::kFloat));
+  return static_cast<double*>(accumulator(count, dlpack::kFloat, 64));
 }
 
 int64_t* TensorRef::integers(int64_t count) const {
-  return static_cast<int64_t*>(accumulator(count, dlpack::kInt));
+  return static_cast<int64_t*>(accumulator(count, dlpack::kInt, 64));
+}
+
+float* TensorRef::floats(int64_t count) const {
+  return static_cast<float*>(accumulator(count, dlpack::kFloat, 32));
+}
+
+int8_t* TensorRef::bytes_of(int64_t count) const {
+  return static_cast<int8_t*>(accumulator(count, dlpack::kInt, 8));
 }
 
 }  // namespace aniso

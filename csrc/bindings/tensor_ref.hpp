@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bindings/dlpack.hpp"
+#include "common/matrices_view.hpp"
 #include "common/rows_view.hpp"
 
 namespace aniso {
@@ -28,6 +29,8 @@ class TensorRef {
 
   /// As rows [n, d]: two dimensions, a floating dtype, columns side by side.
   RowsView rows() const;
+  /// As matrices [b, m, n]: three dimensions, a floating dtype, any strides.
+  MatricesView matrices() const;
   /// As a mask of `n` booleans.
   MaskView mask(int64_t n) const;
   /// As int64 values side by side, to read.
@@ -35,11 +38,15 @@ class TensorRef {
   /// As a writable, contiguous accumulator of `count` float64 or int64 values.
   double* doubles(int64_t count) const;
   int64_t* integers(int64_t count) const;
+  /// The same of `count` float32 or int8 values.
+  float* floats(int64_t count) const;
+  int8_t* bytes_of(int64_t count) const;
 
  private:
   int64_t stride(int axis) const;
   bool contiguous() const;
-  void* accumulator(int64_t count, uint8_t code) const;
+  DType dtype() const;
+  void* accumulator(int64_t count, uint8_t code, int bits) const;
   [[noreturn]] void refuse(const std::string& what) const;
 
   const char* name_;
