@@ -53,9 +53,12 @@ def _batched_svd(
     if backend.name == "torch":
         _by_torch(x, values, left, right, bounds, checks, methods)
         return
-    results = (values, left, right, bounds, checks, methods)
+    results = [values, left, right, bounds, checks, methods]
     threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
     _native.batched_svd_cpu(x.detach(), *results, high=accuracy == "high", threads=threads, isa=isa)
+    failed = (methods == _TORCH).nonzero()[:, 0]
+    if len(failed):
+        _repair(x, failed, results)
 
 
 @torch.library.register_fake("aniso::batched_svd")  # type: ignore[untyped-decorator]
@@ -70,6 +73,18 @@ def _batched_svd_fake(
     methods: Tensor,
 ) -> None:
     torch._check(x.ndim == 3, lambda: "matrices are [b, m, n]")
+
+
+def _repair(x: Tensor, failed: Tensor, results: list[Tensor | None]) -> None:
+    """Results of the matrices where the kernel did not converge, by torch."""
+    batch_axes = (0, 0, 0, 1, 1, 0)
+    for at in failed.tolist():
+        picked = slice(at, at + 1)
+        parts = [
+            None if t is None else t.narrow(axis, at, 1)
+            for t, axis in zip(results, batch_axes, strict=True)
+        ]
+        _by_torch(x[picked], *parts)  # type: ignore[arg-type]
 
 
 def _by_torch(

@@ -13,7 +13,14 @@ constexpr int64_t BATCHED_SVD_MAX_SIDE = 1024;
 constexpr int64_t BATCHED_SVD_MAX_SIZE = int64_t{1} << 26;
 
 /// Methods as written to SvdView::methods.
-enum SvdMethod : int8_t { SVD_NOT_FINITE = -1, SVD_GRAM = 0, SVD_REFINED = 1, SVD_JACOBI = 2 };
+enum SvdMethod : int8_t {
+  SVD_NOT_FINITE = -1,
+  SVD_GRAM = 0,
+  SVD_REFINED = 1,
+  SVD_JACOBI = 2,
+  /// No convergence: the caller takes another solver.
+  SVD_FAILED = 3,
+};
 
 /// The k largest singular values of every matrix, descending, with bounds; singular vectors and
 /// checks when out.left is not null. `high` takes Jacobi rotations of the rows themselves.

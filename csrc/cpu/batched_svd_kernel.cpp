@@ -12,13 +12,17 @@ namespace {
 constexpr double UNIT = 0x1p-53;
 // Values below this share of the largest are refined: the Gram matrix leaves them 1e-10 or more of
 // the largest in doubt.
-constexpr double REFINE_BELOW = 1e-6;
+constexpr double REFINE_BELOW = 4e-6;
 // ... and so are their neighbours up to this share, from which they must be told apart.
 constexpr double TAIL_BELOW = 1e-4;
 // Vectors of eigenvalues closer than this share of the norm are orthogonalised explicitly.
 constexpr double CLUSTER = 1e-5;
 // A vector of which less than this is left by that is not trusted.
-constexpr double LEFT_OVER = 1e-2;
+constexpr double LEFT_OVER = 0.5;
+// Rows of B shorter than this share of ‖A‖_F are what rounding left.
+constexpr double NOISE = 1e-15;
+// Jacobi rotations converge in some 6 to 10 sweeps.
+constexpr int MOST_SWEEPS = 60;
 // Reflectors applied at a time.
 constexpr int64_t BLOCK = 48;
 constexpr int PROBES = 8;
@@ -83,11 +87,17 @@ class Factorization {
 
   void run(int64_t index, bool high) {
     index_ = index;
+    converged_ = true;
     load_matrix();
-    double total = 0.0;
-    for (int64_t i = 0; i < p_; ++i) total += dot(a_.row(i), a_.row(i), padded(q_));
-    if (!(total <= __DBL_MAX__)) return refuse();
-    norm_ = __builtin_sqrt(total);
+    exponent_ = 0;
+    if (sizeof(T) == 8) bring_to_one();
+    norm_ = frobenius();
+    // Fourth powers of these stay in range; a NaN passes.
+    if (norm_ < 0x1p-40 || norm_ > 0x1p40) {
+      bring_to_one();
+      norm_ = frobenius();
+    }
+    if (!(norm_ <= __DBL_MAX__)) return refuse();
     method_ = SVD_GRAM;
     const bool vectors = out_.left != nullptr;
     if (high) {
@@ -97,7 +107,9 @@ class Factorization {
     } else {
       reduce(a_);
       if (sizeof(T) == 8) {
-        decompose(p_, false);
+        eigenvectors(z_, p_, false);
+        orthogonalize(z_);
+        multiply_into(z_, a_, b_);
         rotate_rows();
       } else {
         find_values(out_.k);
@@ -126,8 +138,12 @@ class Factorization {
     for (int64_t i = 0; i < padded_rows(p_); ++i) {
       for (int64_t k = i < p_ ? q_ : 0; k < a_.stride; ++k) a_.row(i)[k] = 0.0;
     }
-    exponent_ = 0;
-    if (sizeof(T) == 8) bring_to_one();
+  }
+
+  double frobenius() const {
+    double total = 0.0;
+    for (int64_t i = 0; i < p_; ++i) total += dot(a_.row(i), a_.row(i), padded(q_));
+    return __builtin_sqrt(total);
   }
 
   void load_row(const T* from, double* to) const {
@@ -302,7 +318,7 @@ class Factorization {
     for (int64_t lane = 0; lane < LANES; ++lane) {
       values[lane] = values_[chosen[lane < filled ? lane : 0]];
     }
-    twist(t_.d + first, t_.e + first, length, values, lanes_, twist_);
+    twist(t_.d + first, t_.e + first, length, spread_, values, lanes_, twist_);
     for (int64_t i = 0; i < length; ++i) {
       double entries[LANES];
       store(entries, lanes_[i]);
@@ -331,7 +347,7 @@ class Factorization {
     for (int64_t i = 0; i < n; ++i) turn_.row(i)[i] = 1.0;
     Matrix rows = turn_.from_row(0, n);
     rows.columns = n;
-    rotate_ql(t_, rows);
+    converged_ &= rotate_ql(t_, rows, spread_);
     sort_descending(t_.d, n);
     for (int64_t j = 0; j < n; ++j) {
       values_[j] = t_.d[order_[j]];
@@ -418,13 +434,11 @@ class Factorization {
       const Matrix tail = b_.from_row(last, count - last);
       double total = 0.0;
       for (int64_t i = last; i < count; ++i) {
-        const double norm = __builtin_sqrt(dot(b_.row(i), b_.row(i), padded(q_)));
-        total += norm * norm;
+        norms_[i] = __builtin_sqrt(dot(b_.row(i), b_.row(i), padded(q_)));
+        bounds_[i] = {norms_[i], 0.0, norms_[i] + removed};
+        total += norms_[i] * norms_[i];
       }
-      if (total == 0.0) {
-        for (int64_t i = last; i < count; ++i) norms_[i] = 0.0, bounds_[i] = {0.0, 0.0, removed};
-        return;
-      }
+      if (__builtin_sqrt(total) <= NOISE * norm_) return;
       turn_tail(tail, last);
       const double error = gram_error(q_) * total;
       for (int64_t i = last; i < count; ++i) {
@@ -486,6 +500,17 @@ class Factorization {
     }
   }
 
+  /// One step of z ← (3 z - z zᵀ z)/2 (Björck & Bowie 1971): a defect of ε n becomes one of ε.
+  void orthogonalize(const Matrix& z) {
+    dots(z, z, gram_, false);
+    for (int64_t i = 0; i < z.rows; ++i) {
+      gram_.row(i)[i] -= 1.0;
+      scale(gram_.row(i), 0.5, padded(z.rows));
+    }
+    copy(z, turn_);
+    multiply<true>(gram_, turn_, z, panel_);
+  }
+
   /// One-sided Jacobi rotations of the rows of b_, and of z_ with them, until all are orthogonal
   /// (Hestenes 1958; small values are accurate relative to themselves where the scaled rows are
   /// well conditioned: Demmel & Veselić 1992).
@@ -494,7 +519,7 @@ class Factorization {
     method_ = SVD_JACOBI;
     bool rotated = true;
     int sweep = 0;
-    for (; rotated && sweep < 40; ++sweep) {
+    for (; rotated && sweep < MOST_SWEEPS; ++sweep) {
       rotated = false;
       for (int64_t i = 0; i < p_; ++i) norms_[i] = dot(b_.row(i), b_.row(i), padded(q_));
       sort_descending(norms_, p_);
@@ -504,6 +529,7 @@ class Factorization {
         }
       }
     }
+    converged_ &= !rotated;
     const double error = turn_error() * norm_;
     for (int64_t i = 0; i < p_; ++i) {
       norms_[i] = __builtin_sqrt(dot(b_.row(i), b_.row(i), padded(q_)));
@@ -571,7 +597,7 @@ class Factorization {
   }
 
   void finish(bool vectors) {
-    out_.methods[index_] = method_;
+    out_.methods[index_] = converged_ ? method_ : SVD_FAILED;
     sort_descending(norms_, count_);
     for (int64_t j = 0; j < out_.k; ++j) write(j, bounds_[order_[j]]);
     out_.checks[index_] = out_.checks[x_.b + index_] = __builtin_nan("");
@@ -581,22 +607,31 @@ class Factorization {
     for (int64_t j = 0; j < out_.k; ++j) write_vectors(order_[j], j);
   }
 
-  /// Row j (in order) of b_ to length 1; where nothing is left of it, some direction that is
-  /// orthogonal to all the rows before.
+  /// Row j (in order) of b_ to length 1. Where only rounding errors are left of it, it is made
+  /// orthogonal to the rows before; where nothing is left by that, any such direction will do.
   void make_unit(int64_t j) {
     double* row = b_.row(order_[j]);
-    if (norms_[order_[j]] > 0.0) return scale(row, 1.0 / norms_[order_[j]], padded(q_));
-    uint64_t state = 0x9e3779b97f4a7c15u * static_cast<uint64_t>(j + 1);
+    const double norm = norms_[order_[j]];
+    const int64_t columns = padded(q_);
+    if (norm > 0.0) scale(row, 1.0 / norm, columns);
+    if (norm > NOISE * norm_) return;
+    uint64_t state = static_cast<uint64_t>(j + 1);
+    for (int turn = norm > 0.0 ? 0 : -1; turn < 2; ++turn) {
+      if (turn < 0) fill_randomly(row, state);
+      for (int64_t i = 0; i < j; ++i) {
+        const double* other = b_.row(order_[i]);
+        add_scaled(row, other, -dot(row, other, columns), columns);
+      }
+      const double left = __builtin_sqrt(dot(row, row, columns));
+      if (left < LEFT_OVER && turn >= 0) turn = -2;
+      if (left > 0.0) scale(row, 1.0 / left, columns);
+    }
+  }
+
+  void fill_randomly(double* row, uint64_t& state) const {
     for (int64_t k = 0; k < q_; ++k) {
       state = state * 6364136223846793005u + 1442695040888963407u;
       row[k] = static_cast<double>(state >> 11) * 0x1p-53 - 0.5;
-    }
-    for (int turn = 0; turn < 3; ++turn) {
-      for (int64_t i = 0; i < j; ++i) {
-        const double* other = b_.row(order_[i]);
-        add_scaled(row, other, -dot(row, other, padded(q_)), padded(q_));
-      }
-      scale(row, 1.0 / __builtin_sqrt(dot(row, row, padded(q_))), padded(q_));
     }
   }
 
@@ -726,6 +761,7 @@ class Factorization {
   int64_t index_ = 0, blocks_ = 0, count_ = 0;
   int exponent_ = 0;
   double norm_ = 0.0, spread_ = 0.0;
+  bool converged_ = true;
   SvdMethod method_ = SVD_GRAM;
 };
 

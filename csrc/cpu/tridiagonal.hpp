@@ -232,29 +232,30 @@ struct TwistScratch {
   f64s *above, *below, *pivots;
 };
 
-inline f64s away_from_zero(f64s x) {
+inline f64s away_from_zero(f64s x, double tiny) {
   const f64s size = x < 0.0 ? -x : x;
-  return size < 0x1p-200 ? f64s{} + 0x1p-200 : x;
+  return size < tiny ? f64s{} + tiny : x;
 }
 
 /// Eigenvectors of LANES eigenvalues of one unreduced block, unit length, as lanes of z [n]: from
 /// T - λ = L D Lᵀ from above and U D Uᵀ from below, joined where the remaining pivot is least
-/// (Parlett & Dhillon 1997). Accurate to ε‖T‖ over the gap to the next eigenvalue.
-inline void twist(const double* d, const double* e, int64_t n, f64s values, f64s* z,
+/// (Parlett & Dhillon 1997). Accurate to ε‖T‖ over the gap to the next eigenvalue; `norm` is ‖T‖.
+inline void twist(const double* d, const double* e, int64_t n, double norm, f64s values, f64s* z,
                   const TwistScratch& s) {
-  f64s pivot = away_from_zero(d[0] - values);
+  const double tiny = 0x1p-200 * norm;
+  f64s pivot = away_from_zero(d[0] - values, tiny);
   for (int64_t i = 0; i < n; ++i) {
     s.pivots[i] = pivot;
     if (i + 1 == n) break;
     s.above[i] = e[i] / pivot;
-    pivot = away_from_zero((d[i + 1] - values) - e[i] * s.above[i]);
+    pivot = away_from_zero((d[i + 1] - values) - e[i] * s.above[i], tiny);
   }
-  pivot = away_from_zero(d[n - 1] - values);
+  pivot = away_from_zero(d[n - 1] - values, tiny);
   f64s least = s.pivots[n - 1] < 0.0 ? -s.pivots[n - 1] : s.pivots[n - 1];
   f64s where = f64s{} + static_cast<double>(n - 1);
   for (int64_t i = n - 2; i >= 0; --i) {
     s.below[i] = e[i] / pivot;
-    pivot = away_from_zero((d[i] - values) - e[i] * s.below[i]);
+    pivot = away_from_zero((d[i] - values) - e[i] * s.below[i], tiny);
     f64s rest = s.pivots[i] + pivot - (d[i] - values);
     rest = rest < 0.0 ? -rest : rest;
     where = rest < least ? f64s{} + static_cast<double>(i) : where;
@@ -281,18 +282,19 @@ inline void twist(const double* d, const double* e, int64_t n, f64s values, f64s
 
 /// Eigenvalues of t, all of them, into t.d, and eigenvectors as rows of z, by implicit QL rotations
 /// (Wilkinson & Reinsch 1971): orthogonal to rounding whatever the spectrum. z starts as the
-/// identity, or as rows to be rotated. False where it does not converge.
-inline bool rotate_ql(const Tridiagonal& t, const Matrix& z) {
+/// identity, or as rows to be rotated. `norm` bounds the eigenvalues. False where it does not
+/// converge.
+inline bool rotate_ql(const Tridiagonal& t, const Matrix& z, double norm) {
   const int64_t columns = padded(z.columns);
+  const double negligible = 0.25 * EPSILON * norm;
   for (int64_t first = 0; first < t.n; ++first) {
     for (int turn = 0;; ++turn) {
       int64_t last = first;
       for (; last + 1 < t.n; ++last) {
-        const double beside = __builtin_fabs(t.d[last]) + __builtin_fabs(t.d[last + 1]);
-        if (__builtin_fabs(t.e[last]) <= 0.5 * EPSILON * beside) break;
+        if (__builtin_fabs(t.e[last]) <= negligible) break;
       }
       if (last == first) break;
-      if (turn == 60) return false;
+      if (turn == 100) return false;
       double g = (t.d[first + 1] - t.d[first]) / (2.0 * t.e[first]);
       double r = __builtin_hypot(g, 1.0);
       g = t.d[last] - t.d[first] + t.e[first] / (g + __builtin_copysign(r, g));
