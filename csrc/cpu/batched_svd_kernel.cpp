@@ -80,8 +80,8 @@ class Factorization {
     for (f64s** v : {&twist_.above, &twist_.below, &twist_.pivots, &lanes_}) {
       *v = reinterpret_cast<f64s*>(arena_.take(n * LANES));
     }
-    probes_ = arena_.take(PROBES * (q_ + 8));
-    images_ = arena_.take(PROBES * (q_ + 8));
+    along_ = arena_.matrix(PROBES, q_);
+    for (Matrix* m : {&signs_, &weighted_, &across_, &images_}) *m = arena_.matrix(PROBES, p_);
     bounds_ = reinterpret_cast<Value*>(arena_.take(3 * n));
   }
 
@@ -575,9 +575,11 @@ class Factorization {
     out_.checks[index_] = out_.checks[x_.b + index_] = nan;
     if (out_.left == nullptr) return;
     for (int64_t j = 0; j < out_.k; ++j) {
-      for (int64_t i = 0; i < q_; ++i) put_long(j, i, nan);
-      for (int64_t i = 0; i < p_; ++i) put_short(j, i, nan);
+      order_[j] = j;
+      for (int64_t i = 0; i < q_; ++i) b_.row(j)[i] = 0.0;
+      for (int64_t i = 0; i < p_; ++i) z_.row(j)[i] = 0.0;
     }
+    write_vectors();
   }
 
   void write(int64_t j, const Value& value) {
@@ -604,7 +606,7 @@ class Factorization {
     if (!vectors) return;
     for (int64_t j = 0; j < out_.k; ++j) make_unit(j);
     check();
-    for (int64_t j = 0; j < out_.k; ++j) write_vectors(order_[j], j);
+    write_vectors();
   }
 
   /// Row j (in order) of b_ to length 1. Where only rounding errors are left of it, it is made
@@ -636,111 +638,108 @@ class Factorization {
   }
 
   /// The vectors as written: the sign makes the largest entry of the right one positive.
-  void write_vectors(int64_t row, int64_t j) {
-    const double* right = wide_ ? b_.row(row) : z_.row(row);
-    double largest = 0.0;
-    for (int64_t k = 0; k < x_.n; ++k) {
-      if (__builtin_fabs(right[k]) > __builtin_fabs(largest)) largest = right[k];
+  void write_vectors() {
+    for (int64_t j = 0; j < out_.k; ++j) {
+      const double* right = wide_ ? b_.row(order_[j]) : z_.row(order_[j]);
+      f64s most = {}, least = {};
+      for (int64_t i = 0; i < x_.n; i += LANES) {
+        const f64s entries = load<f64s>(right + i);
+        most = max_of(most, entries);
+        least = entries < least ? entries : least;
+      }
+      double top = 0.0, bottom = 0.0;
+      for (int lane = 0; lane < LANES; ++lane) {
+        top = max_of(top, most[lane]);
+        bottom = least[lane] < bottom ? least[lane] : bottom;
+      }
+      tau_[j] = -bottom > top ? -1.0 : 1.0;
     }
-    const double sign = largest < 0.0 ? -1.0 : 1.0;
-    for (int64_t i = 0; i < q_; ++i) put_long(j, i, sign * b_.row(row)[i]);
-    for (int64_t i = 0; i < p_; ++i) put_short(j, i, sign * z_.row(row)[i]);
+    if (out_.wide) {
+      write_both(static_cast<double*>(out_.left), static_cast<double*>(out_.right));
+    } else {
+      write_both(static_cast<float*>(out_.left), static_cast<float*>(out_.right));
+    }
   }
 
-  void put_long(int64_t j, int64_t i, double value) {
-    wide_ ? put_right(j, i, value) : put_left(j, i, value);
-  }
-  void put_short(int64_t j, int64_t i, double value) {
-    wide_ ? put_left(j, i, value) : put_right(j, i, value);
-  }
-  void put_left(int64_t j, int64_t i, double value) {
-    put(out_.left, (index_ * x_.m + i) * out_.k + j, value);
-  }
-  void put_right(int64_t j, int64_t i, double value) {
-    put(out_.right, (index_ * out_.k + j) * x_.n + i, value);
-  }
-  void put(void* to, int64_t at, double value) {
-    if (out_.wide) {
-      static_cast<double*>(to)[at] = value;
-    } else {
-      static_cast<float*>(to)[at] = static_cast<float>(value);
+  template <class Out>
+  void write_both(Out* left, Out* right) const {
+    const Matrix& from_left = wide_ ? z_ : b_;
+    const Matrix& from_right = wide_ ? b_ : z_;
+    right += index_ * out_.k * x_.n;
+    for (int64_t j = 0; j < out_.k; ++j) {
+      const double* row = from_right.row(order_[j]);
+      for (int64_t i = 0; i < x_.n; ++i) right[j * x_.n + i] = static_cast<Out>(tau_[j] * row[i]);
+    }
+    left += index_ * x_.m * out_.k;
+    // Blocks of 8 × 8, so that every cache line is written once.
+    for (int64_t first = 0; first < x_.m; first += 8) {
+      const int64_t last = first + 8 < x_.m ? first + 8 : x_.m;
+      for (int64_t j = 0; j < out_.k; ++j) {
+        const double* row = from_left.row(order_[j]);
+        for (int64_t i = first; i < last; ++i) {
+          left[i * out_.k + j] = static_cast<Out>(tau_[j] * row[i]);
+        }
+      }
     }
   }
 
   // ---- checks by random probes: E‖R ω‖² = ‖R‖_F² for ω of random signs (Hutchinson 1990) ----
 
+  /// Probes are rows: ω over the rows of z_ and b_, zero at those that are not returned.
   void check() {
-    const int64_t k = out_.k;
-    double signs[PROBES], residual = 0.0, defect_long = 0.0, defect_short = 0.0;
-    double *along = probes_, *across = images_, *weights = bisect_.low;
-    clear_probes(along, q_);
-    clear_probes(across, p_);
-    // along = Vᵀω, across = Zᵀ(Sω) - A Vᵀω, probe by probe side by side.
-    for (int64_t j = 0; j < k; ++j) {
-      probe(j, signs);
-      const double* row = b_.row(order_[j]);
-      for (int64_t i = 0; i < q_; ++i) {
-        for (int c = 0; c < PROBES; ++c) along[i * PROBES + c] += row[i] * signs[c];
-      }
-      const double *short_row = z_.row(order_[j]), sigma = norms_[order_[j]];
-      for (int64_t i = 0; i < p_; ++i) {
-        for (int c = 0; c < PROBES; ++c) across[i * PROBES + c] += short_row[i] * sigma * signs[c];
+    clear(signs_);
+    clear(weighted_);
+    for (int64_t j = 0; j < out_.k; ++j) {
+      for (int64_t c = 0; c < PROBES; ++c) {
+        const double sign = probe_sign(j, c);
+        signs_.row(c)[order_[j]] = sign;
+        weighted_.row(c)[order_[j]] = sign * norms_[order_[j]];
       }
     }
-    for (int64_t i = 0; i < p_; ++i) {
-      product(a_.row(i), along, q_, weights);
-      for (int c = 0; c < PROBES; ++c) {
-        const double rest = across[i * PROBES + c] - weights[c];
-        residual += rest * rest;
-      }
-    }
-    defect_long = defect(b_, along, q_);
-    clear_probes(across, p_);
-    for (int64_t j = 0; j < k; ++j) {
-      probe(j, signs);
-      const double* row = z_.row(order_[j]);
-      for (int64_t i = 0; i < p_; ++i) {
-        for (int c = 0; c < PROBES; ++c) across[i * PROBES + c] += row[i] * signs[c];
-      }
-    }
-    defect_short = defect(z_, across, p_);
-    out_.checks[index_] =
-        norm_ > 0.0 ? __builtin_sqrt(residual / PROBES) / norm_ : __builtin_sqrt(residual / PROBES);
+    const Matrix rows = b_.from_row(0, count_), short_rows = z_.from_row(0, count_);
+    multiply_into(signs_, rows, along_);
+    const double defect_long = defect(along_, rows);
+    // ω S Z - ω Vᵀ Aᵀ, of which the second is subtracted last.
+    multiply_into(weighted_, short_rows, across_);
+    dots(along_, a_, images_, false);
+    const double residual = distance(across_, images_, p_);
+    multiply_into(signs_, short_rows, across_);
+    const double defect_short = defect(across_, short_rows);
+    const double scale = norm_ > 0.0 ? norm_ : 1.0;
+    out_.checks[index_] = __builtin_sqrt(residual / PROBES) / scale;
     out_.checks[x_.b + index_] = __builtin_sqrt(max_of(defect_long, defect_short) / PROBES);
   }
 
-  /// Σ over probes of ‖(Q Qᵀ - I) ω‖², given image = Qᵀ ω, Q = the first k rows in order.
-  double defect(const Matrix& q, const double* image, int64_t n) {
-    double signs[PROBES], weights[PROBES], total = 0.0;
-    for (int64_t j = 0; j < out_.k; ++j) {
-      probe(j, signs);
-      product(q.row(order_[j]), image, n, weights);
-      for (int c = 0; c < PROBES; ++c) {
-        total += (weights[c] - signs[c]) * (weights[c] - signs[c]);
+  /// Σ over probes of ‖ω Q Qᵀ - ω‖² over the rows returned, given images = ω Q.
+  double defect(const Matrix& images, const Matrix& q) {
+    dots(images, q, images_, false);
+    double total = 0.0;
+    for (int64_t c = 0; c < PROBES; ++c) {
+      for (int64_t j = 0; j < out_.k; ++j) {
+        const double rest = images_.row(c)[order_[j]] - signs_.row(c)[order_[j]];
+        total += rest * rest;
       }
     }
     return total;
   }
 
-  static void product(const double* row, const double* image, int64_t n, double* out) {
-    double sums[PROBES] = {};
-    for (int64_t i = 0; i < n; ++i) {
-      for (int c = 0; c < PROBES; ++c) sums[c] += row[i] * image[i * PROBES + c];
+  static double distance(const Matrix& a, const Matrix& b, int64_t columns) {
+    double total = 0.0;
+    for (int64_t c = 0; c < PROBES; ++c) {
+      for (int64_t i = 0; i < columns; ++i) {
+        const double rest = a.row(c)[i] - b.row(c)[i];
+        total += rest * rest;
+      }
     }
-    for (int c = 0; c < PROBES; ++c) out[c] = sums[c];
+    return total;
   }
 
-  static void clear_probes(double* probes, int64_t n) {
-    for (int64_t i = 0; i < n * PROBES; ++i) probes[i] = 0.0;
-  }
-
-  /// Signs of row j of the probes.
-  static void probe(int64_t j, double* signs) {
+  static double probe_sign(int64_t j, int64_t c) {
     uint64_t state = static_cast<uint64_t>(j) * 0x9e3779b97f4a7c15u + 0x632be59bd9b4e019u;
     state = (state ^ (state >> 30)) * 0xbf58476d1ce4e5b9u;
     state = (state ^ (state >> 27)) * 0x94d049bb133111ebu;
     state ^= state >> 31;
-    for (int c = 0; c < PROBES; ++c) signs[c] = (state >> c & 1) != 0 ? 1.0 : -1.0;
+    return (state >> c & 1) != 0 ? 1.0 : -1.0;
   }
 
   const MatricesView& x_;
@@ -749,13 +748,14 @@ class Factorization {
   const int64_t p_, q_;
   Arena arena_;
   Matrix a_, b_, gram_, reflectors_, z_, turn_;
+  Matrix along_{}, signs_{}, weighted_{}, across_{}, images_{};
   double* panel_;
   Tridiagonal t_{};
   BisectScratch bisect_{};
   TwistScratch twist_{};
   f64s* lanes_ = nullptr;
   double *tau_ = nullptr, *values_ = nullptr, *norms_ = nullptr, *found_ = nullptr;
-  double *products_ = nullptr, *rows_ = nullptr, *probes_ = nullptr, *images_ = nullptr;
+  double *products_ = nullptr, *rows_ = nullptr;
   int64_t *block_ = nullptr, *order_ = nullptr;
   Value* bounds_ = nullptr;
   int64_t index_ = 0, blocks_ = 0, count_ = 0;

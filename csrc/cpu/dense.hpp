@@ -8,11 +8,11 @@
 namespace aniso::cpu::ANISO_ISA {
 namespace {
 
-// The tile of `dots`: as many sums as the registers hold beside their operands.
+// The tile of `dots`: as many sums as the registers hold beside their operands, four side by side.
 #if defined(__AVX512F__)
-constexpr int DOT_ROWS = 4, DOT_COLUMNS = 6;
+constexpr int DOT_ROWS = 6;
 #else
-constexpr int DOT_ROWS = 2, DOT_COLUMNS = 4;
+constexpr int DOT_ROWS = 2;
 #endif
 // The tile of `multiply`.
 #if defined(__AVX512F__)
@@ -21,8 +21,9 @@ constexpr int TILE_ROWS = 8, TILE_VECTORS = 3;
 constexpr int TILE_ROWS = 4, TILE_VECTORS = 2;
 #endif
 constexpr int64_t TILE_COLUMNS = TILE_VECTORS * LANES;
-// Columns of `dots` at a time: 10 rows of them stay in the first-level cache.
-constexpr int64_t DOT_DEPTH = 384;
+constexpr int DOT_COLUMNS = 4;
+// Columns of `dots` at a time, and rows of b: with a tile of a they stay in the first-level cache.
+constexpr int64_t DOT_DEPTH = 256, DOT_BAND = 12;
 // Rows of b in `multiply` at a time: a packed panel of 24 KiB stays in the first-level cache.
 constexpr int64_t PANEL_DEPTH = 128;
 
@@ -43,48 +44,39 @@ struct Matrix {
   }
 };
 
-/// Sums of the lanes of four vectors.
-inline void sum_lanes4(const f64s (&v)[4], double (&sums)[4]) {
+/// out[0..3] += the sums of the lanes of four vectors.
+inline void add_sums(const f64s (&v)[4], double* out) {
 #if defined(__AVX512F__)
   const __m512d ab = _mm512_unpacklo_pd(v[0], v[1]) + _mm512_unpackhi_pd(v[0], v[1]);
   const __m512d cd = _mm512_unpacklo_pd(v[2], v[3]) + _mm512_unpackhi_pd(v[2], v[3]);
   const __m256d low = _mm512_castpd512_pd256(ab) + _mm512_extractf64x4_pd(ab, 1);
   const __m256d high = _mm512_castpd512_pd256(cd) + _mm512_extractf64x4_pd(cd, 1);
-  _mm256_storeu_pd(
-      sums, _mm256_permute2f128_pd(low, high, 0x20) + _mm256_permute2f128_pd(low, high, 0x31));
+  const __m256d sums =
+      _mm256_permute2f128_pd(low, high, 0x20) + _mm256_permute2f128_pd(low, high, 0x31);
+  _mm256_storeu_pd(out, _mm256_loadu_pd(out) + sums);
 #else
-  for (int i = 0; i < 4; ++i) sums[i] = sum_lanes(v[i]);
+  for (int i = 0; i < 4; ++i) out[i] += sum_lanes(v[i]);
 #endif
 }
 
 /// out[i, j] += Σ_k a[i, k] b[j, k] for one tile, k over [begin, end).
 inline void dot_tile(const Matrix& a, const Matrix& b, int64_t i, int64_t j, int64_t begin,
                      int64_t end, const Matrix& out) {
-  f64s sums[DOT_COLUMNS][DOT_ROWS] = {};
+  f64s sums[DOT_ROWS][DOT_COLUMNS] = {};
   const double *left = a.row(i), *right = b.row(j);
   for (int64_t k = begin; k < end; k += LANES) {
-    f64s x[DOT_ROWS];
+    f64s y[DOT_COLUMNS];
 #pragma GCC unroll 8
-    for (int r = 0; r < DOT_ROWS; ++r) x[r] = load<f64s>(left + r * a.stride + k);
+    for (int c = 0; c < DOT_COLUMNS; ++c) y[c] = load<f64s>(right + c * b.stride + k);
 #pragma GCC unroll 8
-    for (int c = 0; c < DOT_COLUMNS; ++c) {
-      const f64s y = load<f64s>(right + c * b.stride + k);
+    for (int r = 0; r < DOT_ROWS; ++r) {
+      const f64s x = load<f64s>(left + r * a.stride + k);
 #pragma GCC unroll 8
-      for (int r = 0; r < DOT_ROWS; ++r) sums[c][r] += x[r] * y;
+      for (int c = 0; c < DOT_COLUMNS; ++c) sums[r][c] += x * y[c];
     }
   }
 #pragma GCC unroll 8
-  for (int c = 0; c < DOT_COLUMNS; ++c) {
-    if (DOT_ROWS == 4) {
-      double column[4];
-      f64s four[4];
-      for (int r = 0; r < 4; ++r) four[r] = sums[c][r % DOT_ROWS];
-      sum_lanes4(four, column);
-      for (int r = 0; r < 4; ++r) out.row(i + r)[j + c] += column[r];
-    } else {
-      for (int r = 0; r < DOT_ROWS; ++r) out.row(i + r)[j + c] += sum_lanes(sums[c][r]);
-    }
-  }
+  for (int r = 0; r < DOT_ROWS; ++r) add_sums(sums[r], out.row(i + r) + j);
 }
 
 inline void clear(const Matrix& m) {
@@ -102,9 +94,12 @@ inline void dots(const Matrix& a, const Matrix& b, const Matrix& out, bool lower
   const int64_t columns = padded(a.columns);
   for (int64_t begin = 0; begin < columns; begin += DOT_DEPTH) {
     const int64_t end = begin + DOT_DEPTH < columns ? begin + DOT_DEPTH : columns;
-    for (int64_t i = 0; i < a.rows; i += DOT_ROWS) {
-      const int64_t last = lower && i + DOT_ROWS < b.rows ? i + DOT_ROWS : b.rows;
-      for (int64_t j = 0; j < last; j += DOT_COLUMNS) dot_tile(a, b, i, j, begin, end, out);
+    for (int64_t band = 0; band < b.rows; band += DOT_BAND) {
+      for (int64_t i = lower ? band / DOT_ROWS * DOT_ROWS : 0; i < a.rows; i += DOT_ROWS) {
+        int64_t last = band + DOT_BAND < b.rows ? band + DOT_BAND : b.rows;
+        if (lower && i + DOT_ROWS < last) last = i + DOT_ROWS;
+        for (int64_t j = band; j < last; j += DOT_COLUMNS) dot_tile(a, b, i, j, begin, end, out);
+      }
     }
   }
 }

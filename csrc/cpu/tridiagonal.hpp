@@ -56,15 +56,9 @@ inline void update_and_multiply(const Matrix& a, int64_t r, const double* v, con
       }
       if (j < diagonal) store(y + j, load<f64s>(y + j) + across);
     }
-    if (PASS_ROWS == 4) {
-      double totals[4];
-      f64s four[4];
-      for (int p = 0; p < 4; ++p) four[p] = sums[p % PASS_ROWS];
-      sum_lanes4(four, totals);
-      for (int p = 0; p < 4; ++p) y[i + p] += totals[p];
-    } else {
-      for (int p = 0; p < PASS_ROWS; ++p) y[i + p] += sum_lanes(sums[p]);
-    }
+    f64s padded_sums[4] = {};
+    for (int p = 0; p < PASS_ROWS; ++p) padded_sums[p] = sums[p];
+    add_sums(padded_sums, y + i);
   }
   for (int64_t k = r; k < padded(r); ++k) y[k] = 0.0;
 }
