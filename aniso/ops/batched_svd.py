@@ -53,7 +53,7 @@ def _batched_svd(
     if backend.name == "torch":
         _by_torch(x, values, left, right, bounds, checks, methods)
         return
-    results = [values, left, right, bounds, checks, methods]
+    results = (values, left, right, bounds, checks, methods)
     threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
     _native.batched_svd_cpu(x.detach(), *results, high=accuracy == "high", threads=threads, isa=isa)
     failed = (methods == _TORCH).nonzero()[:, 0]
@@ -75,7 +75,7 @@ def _batched_svd_fake(
     torch._check(x.ndim == 3, lambda: "matrices are [b, m, n]")
 
 
-def _repair(x: Tensor, failed: Tensor, results: list[Tensor | None]) -> None:
+def _repair(x: Tensor, failed: Tensor, results: tuple[Tensor | None, ...]) -> None:
     """Results of the matrices where the kernel did not converge, by torch."""
     batch_axes = (0, 0, 0, 1, 1, 0)
     for at in failed.tolist():
