@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from aniso.ops.cross_gram import cross_gram
     from aniso.ops.gram import gram
     from aniso.ops.row_moments import row_moments
+    from aniso.ops.truncated_svd import TruncatedSVD, truncated_svd
     from aniso.report import Report
     from aniso.state import LayerState, PairedState, RowSample
 
@@ -53,6 +54,7 @@ _HOMES = {
     "Report": "aniso.report",
     "RowMoments": "aniso.moments",
     "RowSample": "aniso.state",
+    "TruncatedSVD": "aniso.ops",
     "analyze": "aniso._analyze",
     "capture": "aniso.models",
     "cosine_histogram": "aniso.metrics",
@@ -68,6 +70,7 @@ _HOMES = {
     "select_backend": "aniso.ops",
     "svd": "aniso.ops",
     "svdvals": "aniso.ops",
+    "truncated_svd": "aniso.ops",
 }
 
 __all__ = [
@@ -89,6 +92,7 @@ __all__ = [
     "Report",
     "RowMoments",
     "RowSample",
+    "TruncatedSVD",
     "analyze",
     "capture",
     "compare",
@@ -104,6 +108,7 @@ __all__ = [
     "select_backend",
     "svd",
     "svdvals",
+    "truncated_svd",
 ]
 
 

@@ -31,6 +31,7 @@ NAMES = [
     "Report",
     "RowMoments",
     "RowSample",
+    "TruncatedSVD",
     "analyze",
     "capture",
     "cosine_histogram",
@@ -46,6 +47,7 @@ NAMES = [
     "select_backend",
     "svd",
     "svdvals",
+    "truncated_svd",
 ]
 
 SIGNATURES = {
@@ -67,6 +69,7 @@ SIGNATURES = {
     "select_backend": "(op, x)",
     "svd": "(x, *, k=None, accuracy='normal')",
     "svdvals": "(x, *, k=None, accuracy='normal', certificate=False)",
+    "truncated_svd": "(x, k, *, method='auto', tol=None, seed=0)",
     "LayerState": "(dim, *, gram=True, device='cpu')",
     "RowSample": "(size, dim, *, seed=0)",
     "PairedState": "(dim_x, dim_y, *, device='cpu')",
@@ -186,6 +189,7 @@ def test_importing_the_package_loads_no_torch():
         "aniso.state.paired_state",
         "aniso.metrics.groups",
         "aniso.ops.batched_svd",
+        "aniso.ops.truncated_svd",
     ],
 )
 def test_examples_in_docstrings_run(module):
