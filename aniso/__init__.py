@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         CosineStats,
         GroupCosine,
         LayerMetrics,
+        PrincipalAxes,
         first_token_cosine,
         group_cosine,
     )
@@ -51,6 +52,7 @@ _HOMES = {
     "LayerMetrics": "aniso.metrics",
     "LayerState": "aniso.state",
     "PairedState": "aniso.state",
+    "PrincipalAxes": "aniso.metrics",
     "Report": "aniso.report",
     "RowMoments": "aniso.moments",
     "RowSample": "aniso.state",
@@ -89,6 +91,7 @@ __all__ = [
     "LayerMetrics",
     "LayerState",
     "PairedState",
+    "PrincipalAxes",
     "Report",
     "RowMoments",
     "RowSample",

@@ -28,6 +28,7 @@ NAMES = [
     "LayerMetrics",
     "LayerState",
     "PairedState",
+    "PrincipalAxes",
     "Report",
     "RowMoments",
     "RowSample",
@@ -132,6 +133,16 @@ GROUP_FIELDS = [
 ]
 
 
+AXES = [
+    "singular_values",
+    "components",
+    "mean",
+    "rows",
+    "centered",
+    "scatter",
+    "resolution_floor",
+]
+
 COMPARISON = ["rows", "rsa_pearson", "debiased_cka", "metrics_a", "metrics_b", "delta"]
 
 
@@ -146,6 +157,8 @@ def test_names_are_frozen():
     assert [f.name for f in dataclasses.fields(aniso.GroupCosine)] == GROUP_FIELDS
     for method in ("update", "merge", "reset", "compute", "save", "load", "state_dict"):
         assert callable(getattr(aniso.LayerState, method))
+    assert callable(aniso.LayerState.principal_axes)
+    assert [f.name for f in dataclasses.fields(aniso.PrincipalAxes)] == AXES
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
@@ -190,6 +203,7 @@ def test_importing_the_package_loads_no_torch():
         "aniso.metrics.groups",
         "aniso.ops.batched_svd",
         "aniso.ops.truncated_svd",
+        "aniso.integrations.sklearn",
     ],
 )
 def test_examples_in_docstrings_run(module):

@@ -15,6 +15,7 @@ from aniso.metrics.pair_sample import (
     within_counts,
 )
 from aniso.metrics.paired import Comparison, compare_metrics, compare_sums
+from aniso.metrics.principal_axes import PrincipalAxes, principal_axes
 from aniso.metrics.rogue import (
     RogueDimensions,
     WithoutDimensions,
@@ -35,6 +36,7 @@ __all__ = [
     "LayerMetrics",
     "Metric",
     "PairDesign",
+    "PrincipalAxes",
     "RogueDimensions",
     "Uniformity",
     "WithoutDimensions",
@@ -48,6 +50,7 @@ __all__ = [
     "group_cosine",
     "layer_metrics",
     "mean_interval",
+    "principal_axes",
     "quantile_interval",
     "rogue_dimensions",
     "rogue_share",
