@@ -19,11 +19,15 @@ if TYPE_CHECKING:
         GroupCosine,
         LayerMetrics,
         PrincipalAxes,
+        SequenceSpectra,
+        SequenceStatistic,
+        SequenceSummary,
         first_token_cosine,
         group_cosine,
     )
     from aniso.metrics.cosine_histogram import cosine_histogram, cosine_quantile
     from aniso.metrics.cosine_stats import cosine_stats
+    from aniso.metrics.sequence_spectra import sequence_spectra
     from aniso.models.capture import Capture, capture
     from aniso.moments import RowMoments
     from aniso.ops.backend import Backend, select_backend
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from aniso.ops.row_moments import row_moments
     from aniso.ops.truncated_svd import TruncatedSVD, truncated_svd
     from aniso.report import Report
-    from aniso.state import LayerState, PairedState, RowSample
+    from aniso.state import LayerState, PairedState, RowSample, SequenceState
 
 # Where each public name lives. Resolved on first use: `aniso --help` must not wait for torch.
 _HOMES = {
@@ -56,6 +60,10 @@ _HOMES = {
     "Report": "aniso.report",
     "RowMoments": "aniso.moments",
     "RowSample": "aniso.state",
+    "SequenceSpectra": "aniso.metrics",
+    "SequenceState": "aniso.state",
+    "SequenceStatistic": "aniso.metrics",
+    "SequenceSummary": "aniso.metrics",
     "TruncatedSVD": "aniso.ops",
     "analyze": "aniso._analyze",
     "capture": "aniso.models",
@@ -70,6 +78,7 @@ _HOMES = {
     "open_dump": "aniso.dumps",
     "row_moments": "aniso.ops",
     "select_backend": "aniso.ops",
+    "sequence_spectra": "aniso.metrics",
     "svd": "aniso.ops",
     "svdvals": "aniso.ops",
     "truncated_svd": "aniso.ops",
@@ -95,6 +104,10 @@ __all__ = [
     "Report",
     "RowMoments",
     "RowSample",
+    "SequenceSpectra",
+    "SequenceState",
+    "SequenceStatistic",
+    "SequenceSummary",
     "TruncatedSVD",
     "analyze",
     "capture",
@@ -109,6 +122,7 @@ __all__ = [
     "open_dump",
     "row_moments",
     "select_backend",
+    "sequence_spectra",
     "svd",
     "svdvals",
     "truncated_svd",

@@ -23,6 +23,8 @@ from aniso.metrics.rogue import (
     rogue_share,
     without_dimensions,
 )
+from aniso.metrics.sequence_spectra import SequenceSpectra, sequence_spectra
+from aniso.metrics.sequence_summary import SequenceStatistic, SequenceSummary
 from aniso.metrics.uniformity import Uniformity, uniformity, uniformity_bounds
 
 __all__ = [
@@ -38,6 +40,9 @@ __all__ = [
     "PairDesign",
     "PrincipalAxes",
     "RogueDimensions",
+    "SequenceSpectra",
+    "SequenceStatistic",
+    "SequenceSummary",
     "Uniformity",
     "WithoutDimensions",
     "compare_metrics",
@@ -54,6 +59,7 @@ __all__ = [
     "quantile_interval",
     "rogue_dimensions",
     "rogue_share",
+    "sequence_spectra",
     "uniformity",
     "uniformity_bounds",
     "within_counts",
