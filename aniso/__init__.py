@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SequenceSpectra,
         SequenceStatistic,
         SequenceSummary,
+        SketchedAxes,
         first_token_cosine,
         group_cosine,
     )
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from aniso.ops.row_moments import row_moments
     from aniso.ops.truncated_svd import TruncatedSVD, truncated_svd
     from aniso.report import Report
-    from aniso.state import LayerState, PairedState, RowSample, SequenceState
+    from aniso.state import LayerState, PairedState, RowSample, SequenceState, SketchState
 
 # Where each public name lives. Resolved on first use: `aniso --help` must not wait for torch.
 _HOMES = {
@@ -64,6 +65,8 @@ _HOMES = {
     "SequenceState": "aniso.state",
     "SequenceStatistic": "aniso.metrics",
     "SequenceSummary": "aniso.metrics",
+    "SketchState": "aniso.state",
+    "SketchedAxes": "aniso.metrics",
     "TruncatedSVD": "aniso.ops",
     "analyze": "aniso._analyze",
     "capture": "aniso.models",
@@ -108,6 +111,8 @@ __all__ = [
     "SequenceState",
     "SequenceStatistic",
     "SequenceSummary",
+    "SketchState",
+    "SketchedAxes",
     "TruncatedSVD",
     "analyze",
     "capture",

@@ -25,6 +25,7 @@ from aniso.metrics.rogue import (
 )
 from aniso.metrics.sequence_spectra import SequenceSpectra, sequence_spectra
 from aniso.metrics.sequence_summary import SequenceStatistic, SequenceSummary
+from aniso.metrics.sketch import SketchedAxes
 from aniso.metrics.uniformity import Uniformity, uniformity, uniformity_bounds
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "SequenceSpectra",
     "SequenceStatistic",
     "SequenceSummary",
+    "SketchedAxes",
     "Uniformity",
     "WithoutDimensions",
     "compare_metrics",

@@ -118,13 +118,17 @@ def principal_axes(grams: Grams, rows: int, k: int, *, center: bool) -> Principa
     sigma, components = eigenvalues.sqrt(), vectors.T
     # No more than n directions, n − 1 about their mean.
     sigma[max(0, rows - int(center)) :] = 0.0
-    flip = components.gather(1, components.abs().argmax(dim=1, keepdim=True)).sign()
     return PrincipalAxes(
         singular_values=sigma,
-        components=components * flip,
+        components=signed(components),
         mean=mean,
         rows=rows,
         centered=center,
         scatter=max(0.0, float(scatter.trace())),
         resolution_floor=resolution_floor(sigma, dim, float(grams.noise[0])),
     )
+
+
+def signed(components: Tensor) -> Tensor:
+    """Rows [k, d] with the sign that makes their entry of largest magnitude positive."""
+    return components * components.gather(1, components.abs().argmax(dim=1, keepdim=True)).sign()

@@ -110,19 +110,19 @@ def orthonormal(w: Tensor) -> Tensor:
     CholeskyQR of columns of unit length, until they are orthonormal to rounding (mostly twice);
     Householder reflections where columns depend on each other. Time O(m k²).
     """
-    q = w
+    q, eye = w, torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
     for _ in range(_TRIES):
-        length: Tensor = torch.linalg.vector_norm(q, dim=0)
+        gram = q.T @ q
+        if _defect(gram) <= 8 * len(gram) * UNIT:
+            return q
+        length = gram.diagonal().sqrt()
         if not bool((length > 0).all()):
             break
-        q = q / length
-        gram = q.T @ q
-        if _defect(gram) <= 8 * gram.shape[0] * UNIT:
-            return q
-        factor, info = torch.linalg.cholesky_ex(gram)
+        factor, info = torch.linalg.cholesky_ex(gram / length / length[:, None])
         if int(info):
             break
-        q = torch.linalg.solve_triangular(factor.mT, q, upper=True, left=False)
+        inverse = torch.linalg.solve_triangular(factor.mT, eye, upper=True)
+        q = q @ (inverse / length[:, None])
     reflected: Tensor = torch.linalg.qr(w)[0]
     return reflected
 

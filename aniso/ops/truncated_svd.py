@@ -182,7 +182,7 @@ def _by_gram_of_rows(rows: Tensor, k: int, x: Tensor) -> _Found:
     gram, error = _gram_of(a)
     values, vectors = descending_eigh(gram)
     image = a.times(vectors[:, :k])
-    _require_finite(x, bool(torch.isfinite(image).all()))
+    _require_finite(x, math.isfinite(float(image.sum())))
     found, miss = ritz(image, vectors[:, :k])
     away = torch.linalg.matrix_norm(gram @ found.right - found.right * found.values**2)
     energy = float(gram.trace()) + error
@@ -205,7 +205,9 @@ def _gram_of(a: ScaledMatrix) -> tuple[Tensor, float]:
     energy = float(sums.raw.trace())
     # Twice the expected rounding of the rows: of many numbers, it hardly varies.
     noise = 2 * math.sqrt(float(sums.noise[0]))
-    summed = min(len(rows), math.isqrt(len(rows)) + _GRAM_ROWS) * UNIT * energy
+    # As many roundings as a block has rows, and one more per block.
+    blocks = len(a.blocks())
+    summed = (len(rows) / blocks + blocks) * UNIT * energy
     return sums.raw, summed + noise * (2 * math.sqrt(energy) + noise)
 
 

@@ -5,6 +5,7 @@ from aniso.state.layer_state import LayerState
 from aniso.state.paired_state import PairedState
 from aniso.state.row_sample import RowSample
 from aniso.state.sequence_state import SequenceState
+from aniso.state.sketch_state import SketchState
 from aniso.state.sources import Block, Sources
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "PairedState",
     "RowSample",
     "SequenceState",
+    "SketchState",
     "Sources",
     "is_state",
 ]
