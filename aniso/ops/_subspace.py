@@ -17,6 +17,7 @@ _BLOCK_ELEMENTS = 1 << 21
 # Rounding of a sum of squares that is added up in float64 by blocks, relative.
 _ENERGY_ERROR = 2.0**-45
 _TRIES = 4
+_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,19 @@ class Triplets:
     @property
     def defect(self) -> float:
         """The larger of ‖UᵀU − I‖_F and ‖VᵀV − I‖_F."""
-        return max(_defect(q.T @ q) for q in (self.left, self.right))
+        return max(_defect(inner_products(q, q)) for q in (self.left, self.right))
 
     def first(self, k: int) -> Triplets:
         """The k largest."""
         return Triplets(self.left[:, :k], self.values[:k], self.right[:, :k])
+
+
+def inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """Aᵀ B of columns [m, ·], added up in 64 parts: no sum of more than m/64 + 128 terms."""
+    step = -(-len(a) // _PARTS)
+    whole = len(a) // step * step
+    left, right = (q[:whole].reshape(-1, step, q.shape[1]) for q in (a, b))
+    return (left.mT @ right).sum(dim=0) + a[whole:].T @ b[whole:]
 
 
 def ritz(image: Tensor, basis: Tensor) -> tuple[Triplets, float]:
@@ -98,7 +107,7 @@ def ritz(image: Tensor, basis: Tensor) -> tuple[Triplets, float]:
     ‖A V − U Θ‖_F, the rounding of all this.
     """
     q = orthonormal(image)
-    u, values, zh = torch.linalg.svd(q.T @ image)
+    u, values, zh = torch.linalg.svd(inner_products(q, image))
     found = Triplets(q @ u, values, basis @ zh.T)
     miss = torch.linalg.matrix_norm(image @ zh.T - found.left * values)
     return found, float(miss)
@@ -112,7 +121,7 @@ def orthonormal(w: Tensor) -> Tensor:
     """
     q, eye = w, torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
     for _ in range(_TRIES):
-        gram = q.T @ q
+        gram = inner_products(q, q)
         if _defect(gram) <= 8 * len(gram) * UNIT:
             return q
         length = gram.diagonal().sqrt()
@@ -167,13 +176,14 @@ class Remainder:
         """Where each singular value lies, [2, k]: between its Ritz value and the least of three.
 
         σ_i² ≤ θ_i² + outside; ≤ max(θ_i², below) + coupling (Weyl); ≤ θ_i² + coupling²/(θ_i² −
-        below) where that is positive. `inner` terms meet in each product A V: their rounding and
-        what the vectors lack of orthonormal are counted.
+        below) where that is positive. `inner` terms meet in each product A V: their rounding, that
+        of the inner products of vectors and what these lack of orthonormal are counted.
         """
         theta = found.values
         top = float(theta[0]) if len(theta) else 0.0
         defect = found.defect
-        slack = inner * UNIT * math.sqrt(len(theta) * self.energy) + 2 * defect * top
+        terms = inner + max(len(found.left), len(found.right)) / _PARTS + 2 * _PARTS
+        slack = terms * UNIT * math.sqrt(len(theta) * self.energy) + 2 * defect * top
         coupling = self.coupling + 4 * defect * top**2
         squares, gap = (theta + slack) ** 2, (theta - slack).clamp(min=0) ** 2 - self.below
         above = [squares + self.outside, squares.clamp(min=self.below) + coupling]
