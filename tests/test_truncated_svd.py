@@ -74,7 +74,9 @@ def test_rank_below_k(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("scale", "dtype"), [(1e-200, torch.float64), (1e200, torch.float64), (1e30, torch.float32)]
+    ("scale", "dtype"),
+    [(s, torch.float64) for s in (1e-300, 1e-200, 1e200, 1e305)]
+    + [(s, torch.float32) for s in (1e-36, 1e30, 1e37)],
 )
 def test_far_from_one(scale, dtype, method):
     plain = decaying(4200, 30, torch.float64)

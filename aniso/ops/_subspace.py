@@ -29,12 +29,13 @@ class ScaledMatrix:
 
     @classmethod
     def of(cls, a: Tensor) -> ScaledMatrix:
-        """With the largest magnitude brought to [1/2, 1); NaN of it where a value is not finite."""
+        """With the largest magnitude brought near one; s is NaN where a value is not finite."""
         largest = float(torch.stack(torch.aminmax(a)).abs().amax())
         if largest == 0 or not math.isfinite(largest):
             return cls(a, 1.0 if largest == 0 else math.nan)
-        # 2^1023 is the largest power of two there is: denormal values stay small, but not lost.
-        return cls(a, 2.0 ** min(1023, -math.frexp(largest)[1]))
+        # s times a vector must stay in the range of the products' dtype as well.
+        limit = 1000 if a.dtype == torch.float64 else 100
+        return cls(a, 2.0 ** max(-limit, min(limit, -math.frexp(largest)[1])))
 
     @property
     def transposed(self) -> ScaledMatrix:

@@ -56,7 +56,7 @@ def truncated_svd(
 
     Args:
         x: Matrices, shape [..., m, n], float64/float32/float16/bfloat16, CPU or CUDA; finite.
-            Batches go through `svd`, unless "krylov" is asked for.
+            Batches, and matrices with both sides below 4096, go through `svd` instead of "gram".
         k: How many of the largest values.
         method: "auto", "gram" or "krylov".
         tol: Residual at which "krylov" stops; default 1e-6, and 1e-10 for float64.
@@ -200,10 +200,11 @@ def _gram_of(a: ScaledMatrix) -> tuple[Tensor, float]:
     step = len(rows) if ready else _GRAM_ROWS
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
-        block = block if ready else (block * a.scale).contiguous()
+        if not ready:
+            block = (block if a.scale == 1.0 else block * a.scale).contiguous()
         gram_into(block, None, sums.pilot, sums.raw, None, sums.totals, sums.noise)
     energy = float(sums.raw.trace())
-    # Twice the expected rounding of the rows: of many numbers, it hardly varies.
+    # No rounding to fixed point exceeds √3 of what is expected of it.
     noise = 2 * math.sqrt(float(sums.noise[0]))
     # As many roundings as a block has rows, and one more per block.
     blocks = len(a.blocks())
