@@ -18,11 +18,17 @@ if TYPE_CHECKING:
         CosineStats,
         GroupCosine,
         LayerMetrics,
+        PrincipalAxes,
+        SequenceSpectra,
+        SequenceStatistic,
+        SequenceSummary,
+        SketchedAxes,
         first_token_cosine,
         group_cosine,
     )
     from aniso.metrics.cosine_histogram import cosine_histogram, cosine_quantile
     from aniso.metrics.cosine_stats import cosine_stats
+    from aniso.metrics.sequence_spectra import sequence_spectra
     from aniso.models.capture import Capture, capture
     from aniso.moments import RowMoments
     from aniso.ops.backend import Backend, select_backend
@@ -30,8 +36,9 @@ if TYPE_CHECKING:
     from aniso.ops.cross_gram import cross_gram
     from aniso.ops.gram import gram
     from aniso.ops.row_moments import row_moments
+    from aniso.ops.truncated_svd import TruncatedSVD, truncated_svd
     from aniso.report import Report
-    from aniso.state import LayerState, PairedState, RowSample
+    from aniso.state import LayerState, PairedState, RowSample, SequenceState, SketchState
 
 # Where each public name lives. Resolved on first use: `aniso --help` must not wait for torch.
 _HOMES = {
@@ -50,9 +57,17 @@ _HOMES = {
     "LayerMetrics": "aniso.metrics",
     "LayerState": "aniso.state",
     "PairedState": "aniso.state",
+    "PrincipalAxes": "aniso.metrics",
     "Report": "aniso.report",
     "RowMoments": "aniso.moments",
     "RowSample": "aniso.state",
+    "SequenceSpectra": "aniso.metrics",
+    "SequenceState": "aniso.state",
+    "SequenceStatistic": "aniso.metrics",
+    "SequenceSummary": "aniso.metrics",
+    "SketchState": "aniso.state",
+    "SketchedAxes": "aniso.metrics",
+    "TruncatedSVD": "aniso.ops",
     "analyze": "aniso._analyze",
     "capture": "aniso.models",
     "cosine_histogram": "aniso.metrics",
@@ -66,8 +81,10 @@ _HOMES = {
     "open_dump": "aniso.dumps",
     "row_moments": "aniso.ops",
     "select_backend": "aniso.ops",
+    "sequence_spectra": "aniso.metrics",
     "svd": "aniso.ops",
     "svdvals": "aniso.ops",
+    "truncated_svd": "aniso.ops",
 }
 
 __all__ = [
@@ -86,9 +103,17 @@ __all__ = [
     "LayerMetrics",
     "LayerState",
     "PairedState",
+    "PrincipalAxes",
     "Report",
     "RowMoments",
     "RowSample",
+    "SequenceSpectra",
+    "SequenceState",
+    "SequenceStatistic",
+    "SequenceSummary",
+    "SketchState",
+    "SketchedAxes",
+    "TruncatedSVD",
     "analyze",
     "capture",
     "compare",
@@ -102,8 +127,10 @@ __all__ = [
     "open_dump",
     "row_moments",
     "select_backend",
+    "sequence_spectra",
     "svd",
     "svdvals",
+    "truncated_svd",
 ]
 
 

@@ -214,6 +214,30 @@ def singular_values(x: Tensor) -> Tensor:
     return sigma
 
 
+def sequence_spectra(x: Tensor, kept: Tensor, edges: Tensor) -> list[dict[str, Any]]:
+    """Per sequence of x [b, t, d]: σ of its kept tokens, numbers of their shape, their CDF."""
+    each = []
+    for rows, keep in zip(x.to(torch.float64), kept, strict=True):
+        sigma = torch.linalg.svdvals(rows[keep])
+        if not len(sigma) or not sigma[0] > 0:
+            each.append({"singular_values": sigma})
+            continue
+        deviation, energy = sigma - sigma.mean(), sigma**2
+        spread = float((deviation**2).mean())
+        skewness = float((deviation**3).mean()) / spread**1.5 if len(sigma) > 1 else math.nan
+        shares = {k: float(energy[:k].sum() / energy.sum()) for k in (1, 3, 10)}
+        each.append(
+            {
+                "singular_values": sigma,
+                "sv_skewness": skewness,
+                "sv_median_ratio": float(sigma.quantile(0.5) / sigma[0]),
+                **{f"explained_variance_{k}": share for k, share in shares.items()},
+                "cdf": (sigma[:, None] / sigma[0] <= edges).double().mean(dim=0),
+            }
+        )
+    return each
+
+
 def pair_cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Cosines of all pairs i < j of rows of x, or of all pairs of a row of x and one of y, flat."""
     units = directions(x.double())

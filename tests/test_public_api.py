@@ -28,9 +28,17 @@ NAMES = [
     "LayerMetrics",
     "LayerState",
     "PairedState",
+    "PrincipalAxes",
     "Report",
     "RowMoments",
     "RowSample",
+    "SequenceSpectra",
+    "SequenceState",
+    "SequenceStatistic",
+    "SequenceSummary",
+    "SketchState",
+    "SketchedAxes",
+    "TruncatedSVD",
     "analyze",
     "capture",
     "cosine_histogram",
@@ -44,8 +52,10 @@ NAMES = [
     "open_dump",
     "row_moments",
     "select_backend",
+    "sequence_spectra",
     "svd",
     "svdvals",
+    "truncated_svd",
 ]
 
 SIGNATURES = {
@@ -67,6 +77,10 @@ SIGNATURES = {
     "select_backend": "(op, x)",
     "svd": "(x, *, k=None, accuracy='normal')",
     "svdvals": "(x, *, k=None, accuracy='normal', certificate=False)",
+    "truncated_svd": "(x, k, *, method='auto', tol=None, seed=0)",
+    "sequence_spectra": "(x, *, lengths=None, mask=None)",
+    "SequenceState": "()",
+    "SketchState": "(dim, size, *, seed=0, device='cpu')",
     "LayerState": "(dim, *, gram=True, device='cpu')",
     "RowSample": "(size, dim, *, seed=0)",
     "PairedState": "(dim_x, dim_y, *, device='cpu')",
@@ -129,6 +143,16 @@ GROUP_FIELDS = [
 ]
 
 
+AXES = [
+    "singular_values",
+    "components",
+    "mean",
+    "rows",
+    "centered",
+    "scatter",
+    "resolution_floor",
+]
+
 COMPARISON = ["rows", "rsa_pearson", "debiased_cka", "metrics_a", "metrics_b", "delta"]
 
 
@@ -143,6 +167,8 @@ def test_names_are_frozen():
     assert [f.name for f in dataclasses.fields(aniso.GroupCosine)] == GROUP_FIELDS
     for method in ("update", "merge", "reset", "compute", "save", "load", "state_dict"):
         assert callable(getattr(aniso.LayerState, method))
+    assert callable(aniso.LayerState.principal_axes)
+    assert [f.name for f in dataclasses.fields(aniso.PrincipalAxes)] == AXES
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
@@ -186,6 +212,11 @@ def test_importing_the_package_loads_no_torch():
         "aniso.state.paired_state",
         "aniso.metrics.groups",
         "aniso.ops.batched_svd",
+        "aniso.ops.truncated_svd",
+        "aniso.metrics.sequence_spectra",
+        "aniso.state.sequence_state",
+        "aniso.state.sketch_state",
+        "aniso.integrations.sklearn",
     ],
 )
 def test_examples_in_docstrings_run(module):

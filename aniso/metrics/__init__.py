@@ -15,6 +15,7 @@ from aniso.metrics.pair_sample import (
     within_counts,
 )
 from aniso.metrics.paired import Comparison, compare_metrics, compare_sums
+from aniso.metrics.principal_axes import PrincipalAxes, principal_axes
 from aniso.metrics.rogue import (
     RogueDimensions,
     WithoutDimensions,
@@ -22,6 +23,9 @@ from aniso.metrics.rogue import (
     rogue_share,
     without_dimensions,
 )
+from aniso.metrics.sequence_spectra import SequenceSpectra, sequence_spectra
+from aniso.metrics.sequence_summary import SequenceStatistic, SequenceSummary
+from aniso.metrics.sketch import SketchedAxes
 from aniso.metrics.uniformity import Uniformity, uniformity, uniformity_bounds
 
 __all__ = [
@@ -35,7 +39,12 @@ __all__ = [
     "LayerMetrics",
     "Metric",
     "PairDesign",
+    "PrincipalAxes",
     "RogueDimensions",
+    "SequenceSpectra",
+    "SequenceStatistic",
+    "SequenceSummary",
+    "SketchedAxes",
     "Uniformity",
     "WithoutDimensions",
     "compare_metrics",
@@ -48,9 +57,11 @@ __all__ = [
     "group_cosine",
     "layer_metrics",
     "mean_interval",
+    "principal_axes",
     "quantile_interval",
     "rogue_dimensions",
     "rogue_share",
+    "sequence_spectra",
     "uniformity",
     "uniformity_bounds",
     "within_counts",

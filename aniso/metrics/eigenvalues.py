@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from aniso.ops._eigen import descending_eigh
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -37,6 +39,25 @@ def descending_eigenvalues(matrix: Tensor) -> Tensor:
         ascending[small] = _rayleigh_quotients(matrix, vectors[:, small])
         ascending = ascending.sort().values
     return ascending.flip(0).clamp(min=0.0)
+
+
+def leading_eigenpairs(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues, as `descending_eigenvalues` gives them, and eigenvectors [d, k].
+
+    Args:
+        matrix: Positive semidefinite, [d, d], float64, finite.
+        k: How many, at most d.
+
+    Time O(d³).
+    """
+    eigenvalues, vectors = descending_eigh(matrix)
+    eigenvalues, vectors = eigenvalues[:k].clone(), vectors[:, :k]
+    small = eigenvalues < _TRUSTED * eigenvalues[:1]
+    if small.any():
+        eigenvalues[small] = _rayleigh_quotients(matrix, vectors[:, small])
+        eigenvalues, order = eigenvalues.sort(descending=True)
+        vectors = vectors[:, order]
+    return eigenvalues.clamp(min=0.0), vectors
 
 
 def _rayleigh_quotients(matrix: Tensor, vectors: Tensor) -> Tensor:

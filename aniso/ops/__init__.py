@@ -7,11 +7,13 @@ from aniso.ops.gram import gram, gram_into
 from aniso.ops.group_moments import group_moments_into, group_products
 from aniso.ops.pair_histogram import pair_histogram_into
 from aniso.ops.row_moments import row_moments, row_moments_into
+from aniso.ops.truncated_svd import TruncatedSVD, truncated_svd
 
 __all__ = [
     "SVD",
     "Backend",
     "Certificate",
+    "TruncatedSVD",
     "batched_svd_into",
     "cross_gram",
     "cross_gram_into",
@@ -25,4 +27,5 @@ __all__ = [
     "select_backend",
     "svd",
     "svdvals",
+    "truncated_svd",
 ]

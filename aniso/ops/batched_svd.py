@@ -198,7 +198,7 @@ def svdvals(
         tensor([4., 3.])
     """
     rows = x if isinstance(x, Tensor) else as_tensor(x)
-    count = _check(rows, k, accuracy)
+    count = check_matrices(rows, k, accuracy)
     values, bounds, methods = torch.ops.aniso.svdvals(_batch(rows), count, accuracy)
     shape, restore = rows.shape[:-2], restore_kind(x)
     _require_finite(methods, shape)
@@ -235,7 +235,7 @@ def svd(x: Any, *, k: int | None = None, accuracy: str = "normal") -> SVD:
         (tensor([2., 0.]), tensor([0., 1.]))
     """
     rows = as_tensor(x)
-    count = _check(rows, k, accuracy)
+    count = check_matrices(rows, k, accuracy)
     out = _Outputs.empty(_batch(rows), count, vectors=True)
     out.compute(_batch(rows), accuracy)
     shape = rows.shape[:-2]
@@ -267,7 +267,7 @@ class _Outputs:
     def empty(cls, x: Tensor, k: int, *, vectors: bool) -> _Outputs:
         b, m, n = x.shape
         doubles = x.new_empty(0, dtype=torch.float64)
-        like = x.new_empty(0, dtype=_factor_dtype(x))
+        like = x.new_empty(0, dtype=factor_dtype(x))
         return cls(
             values=doubles.new_empty(b, k),
             left=like.new_empty(b, m, k) if vectors else None,
@@ -306,7 +306,13 @@ def _how(methods: Tensor) -> str:
     return "; ".join(f"{name}: {count} matrices" for name, count in used)
 
 
-def _check(x: Tensor, k: int | None, accuracy: str) -> int:
+def check_matrices(x: Tensor, k: int | None, accuracy: str) -> int:
+    """How many singular values of matrices [..., m, n] are asked for; default all.
+
+    Raises:
+        InputError: fewer than two dimensions, another dtype, an unknown accuracy, or k not in
+            0..min(m, n).
+    """
     if x.ndim < 2:
         raise InputError(f"x has shape {list(x.shape)}; matrices are [..., m, n]")
     if x.dtype not in DTYPES:
@@ -328,7 +334,8 @@ def _batch(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
 
 
-def _factor_dtype(x: Tensor) -> torch.dtype:
+def factor_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of factors of x: its own, float32 for half precision."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -351,13 +358,13 @@ torch.library.define(
 def _svdvals(x: Tensor, k: int, accuracy: str) -> tuple[Tensor, Tensor, Tensor]:
     out = _Outputs.empty(x, k, vectors=False)
     out.compute(x, accuracy)
-    return out.values.to(_factor_dtype(x)), out.bounds, out.methods
+    return out.values.to(factor_dtype(x)), out.bounds, out.methods
 
 
 @torch.library.register_fake("aniso::svdvals")  # type: ignore[untyped-decorator]
 def _svdvals_fake(x: Tensor, k: int, accuracy: str) -> tuple[Tensor, Tensor, Tensor]:
     out = _Outputs.empty(x, k, vectors=False)
-    return out.values.to(_factor_dtype(x)), out.bounds, out.methods
+    return out.values.to(factor_dtype(x)), out.bounds, out.methods
 
 
 def _keep_matrix(ctx: Any, inputs: tuple[Tensor, int, str], output: tuple[Tensor, ...]) -> None:

@@ -4,6 +4,18 @@ from aniso.state.file import STATE_SUFFIX, is_state
 from aniso.state.layer_state import LayerState
 from aniso.state.paired_state import PairedState
 from aniso.state.row_sample import RowSample
+from aniso.state.sequence_state import SequenceState
+from aniso.state.sketch_state import SketchState
 from aniso.state.sources import Block, Sources
 
-__all__ = ["STATE_SUFFIX", "Block", "LayerState", "PairedState", "RowSample", "Sources", "is_state"]
+__all__ = [
+    "STATE_SUFFIX",
+    "Block",
+    "LayerState",
+    "PairedState",
+    "RowSample",
+    "SequenceState",
+    "SketchState",
+    "Sources",
+    "is_state",
+]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aniso.errors import InputError
-from aniso.metrics import LayerMetrics, layer_metrics
+from aniso.metrics import LayerMetrics, PrincipalAxes, layer_metrics, principal_axes
 from aniso.moments import Grams, RowMoments
 from aniso.ops import gram_into, row_moments_into
 from aniso.ops._arrays import as_tensor, check_mask, check_rows
@@ -138,6 +138,24 @@ class LayerState:
     def compute(self) -> LayerMetrics:
         """All metrics of the rows seen so far. Time O(d³)."""
         return layer_metrics(self.moments, self.grams)
+
+    def principal_axes(self, k: int, *, center: bool = False) -> PrincipalAxes:
+        """The k leading singular values and right vectors of all rows seen; exact, no rows kept.
+
+        Left vectors come from a second pass: `PrincipalAxes.left`.
+
+        Args:
+            k: How many.
+            center: Subtract the mean row: principal components.
+
+        Raises:
+            InputError: a state without Gram or rows, or k not in 0..d.
+
+        Time O(d³).
+        """
+        if self.grams is None:
+            raise InputError("this state keeps no Gram, which axes need; build it with gram=True")
+        return principal_axes(self.grams, self.moments.rows, k, center=center)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The accumulators by name; they share memory with the state."""

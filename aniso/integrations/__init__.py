@@ -1,0 +1,1 @@
+"""Adapters to other libraries, one module each; none is imported by the rest of aniso."""
