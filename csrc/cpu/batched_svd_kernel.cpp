@@ -68,8 +68,8 @@ class Factorization {
         turn_(arena_.matrix(p_, p_)),
         panel_(arena_.take(PANEL_DEPTH * 24)) {
     const int64_t n = padded_rows(p_) + SHIFTS;
-    for (double** v : {&t_.d, &t_.e, &tau_, &values_, &norms_, &bisect_.d, &bisect_.squares,
-                       &bisect_.low, &bisect_.high, &bisect_.middle, &bisect_.counts, &found_}) {
+    for (double** v :
+         {&t_.d, &t_.e, &tau_, &values_, &norms_, &search_.d, &search_.squares, &found_}) {
       *v = arena_.take(n);
     }
     t_.n = p_;
@@ -77,6 +77,8 @@ class Factorization {
     products_ = arena_.take(2 * BLOCK * BLOCK + 2 * BLOCK * padded_rows(p_));
     block_ = reinterpret_cast<int64_t*>(arena_.take(n));
     order_ = reinterpret_cast<int64_t*>(arena_.take(n));
+    search_.active = reinterpret_cast<int64_t*>(arena_.take(n));
+    search_.brackets = reinterpret_cast<Bracket*>(arena_.take(10 * n));
     for (f64s** v : {&twist_.above, &twist_.below, &twist_.pivots, &lanes_}) {
       *v = reinterpret_cast<f64s*>(arena_.take(n * LANES));
     }
@@ -239,12 +241,12 @@ class Factorization {
   void find_values(int64_t count) {
     const int64_t n = t_.n;
     if (blocks_ == 1) {
-      bisect(t_.d, t_.e, n, n - count, count, found_, bisect_);
+      find_eigenvalues(t_.d, t_.e, n, n - count, count, found_, search_);
       for (int64_t j = 0; j < count; ++j) values_[j] = found_[count - 1 - j];
     } else {
       for (int64_t first = 0; first < n; first = end_of(first)) {
-        bisect(t_.d + first, t_.e + first, end_of(first) - first, 0, end_of(first) - first,
-               found_ + first, bisect_);
+        find_eigenvalues(t_.d + first, t_.e + first, end_of(first) - first, 0,
+                         end_of(first) - first, found_ + first, search_);
       }
       sort_descending(found_, n);
       for (int64_t j = 0; j < n; ++j) values_[j] = found_[order_[j]];
@@ -751,7 +753,7 @@ class Factorization {
   Matrix along_{}, signs_{}, weighted_{}, across_{}, images_{};
   double* panel_;
   Tridiagonal t_{};
-  BisectScratch bisect_{};
+  SearchScratch search_{};
   TwistScratch twist_{};
   f64s* lanes_ = nullptr;
   double *tau_ = nullptr, *values_ = nullptr, *norms_ = nullptr, *found_ = nullptr;

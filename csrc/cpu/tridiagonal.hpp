@@ -1,5 +1,5 @@
 // Eigenvalues and eigenvectors of small symmetric float64 matrices: Householder reduction to
-// tridiagonal form, bisection by sign counts, vectors by twisted factorisation, and implicit QL
+// tridiagonal form, values by sign counts, vectors by twisted factorisation, and implicit QL
 // rotations where vectors must be orthogonal whatever the spectrum.
 #pragma once
 
@@ -122,15 +122,20 @@ inline double split(const Tridiagonal& t) {
 constexpr int CHAINS = 4;
 constexpr int64_t SHIFTS = CHAINS * LANES;
 
-/// How many eigenvalues of the unreduced block d, e² (entries up to 1) lie below each of SHIFTS
-/// shifts: sign changes of the leading minors p_i = (d_i - s) p_{i-1} - e²_{i-1} p_{i-2}, which a
-/// common power of two keeps in range. They are the counts of a matrix within 4 ε of this one.
-inline void count_below(const double* d, const double* squares, int64_t n, const double* shifts,
-                        double* counts) {
+/// What is known of the characteristic polynomial at SHIFTS points: the eigenvalues below, and the
+/// value as mantissa · 2^exponent (exponents of one matrix differ by the same constant).
+struct Evaluations {
+  double shifts[SHIFTS], counts[SHIFTS], mantissas[SHIFTS], exponents[SHIFTS];
+};
+
+/// Evaluates the unreduced block d, e² (entries up to 1) at the shifts, by the leading minors
+/// p_i = (d_i - s) p_{i-1} - e²_{i-1} p_{i-2}, which a common power of two keeps in range; their
+/// sign changes count the eigenvalues below s of a matrix within 4 ε of this one.
+inline void evaluate(const double* d, const double* squares, int64_t n, Evaluations& out) {
   f64s shift[CHAINS], now[CHAINS], before[CHAINS];
-  u64s changes[CHAINS] = {};
+  u64s changes[CHAINS] = {}, exponents[CHAINS] = {};
   for (int c = 0; c < CHAINS; ++c) {
-    shift[c] = load<f64s>(shifts + c * LANES);
+    shift[c] = load<f64s>(out.shifts + c * LANES);
     before[c] = f64s{} + 1.0;
     now[c] = d[0] - shift[c];
     changes[c] = load_as<u64s>(&now[c]) >> 63;
@@ -149,40 +154,77 @@ inline void count_below(const double* d, const double* squares, int64_t n, const
     for (int c = 0; c < CHAINS; ++c) {
       constexpr uint64_t EXPONENT = 0x7ff0000000000000u;
       const u64s a = load_as<u64s>(&now[c]) & EXPONENT, b = load_as<u64s>(&before[c]) & EXPONENT;
-      const u64s factor = 0x7fd0000000000000u - (a > b ? a : b);
+      const u64s most = a > b ? a : b, factor = 0x7fd0000000000000u - most;
       const f64s down = load_as<f64s>(&factor);
       now[c] *= down;
       before[c] *= down;
+      exponents[c] += most >> 52;
     }
   }
   for (int c = 0; c < CHAINS; ++c) {
+    store(out.mantissas + c * LANES, now[c]);
     for (int lane = 0; lane < LANES; ++lane) {
-      counts[c * LANES + lane] = static_cast<double>(changes[c][lane]);
+      out.counts[c * LANES + lane] = static_cast<double>(changes[c][lane]);
+      out.exponents[c * LANES + lane] = static_cast<double>(exponents[c][lane]);
     }
   }
 }
 
-/// Scratch of `bisect` for up to n eigenvalues: rows of padded_rows(n) + SHIFTS.
-struct BisectScratch {
-  double *d, *squares, *low, *high, *middle, *counts;
+/// One end of an interval around an eigenvalue; exponent is NaN where nothing was evaluated.
+struct End {
+  double at, count, mantissa, exponent;
+};
+
+/// An eigenvalue on its way: `index` of them lie below. `reach` is the width the interval must have
+/// shrunk to by now, were it halved each time, and a little more.
+struct Bracket {
+  End low, high;
+  double index, reach;
+};
+
+/// The next point to evaluate: the middle, until the interval holds one eigenvalue alone; then near
+/// the secant's zero, but never so far from the middle that halving would have been faster (the
+/// ITP method, Oliveira & Takahashi 2020).
+inline double next_point(const Bracket& b) {
+  const double width = b.high.at - b.low.at, middle = 0.5 * (b.low.at + b.high.at);
+  const double shift = b.high.exponent - b.low.exponent;
+  if (b.high.count - b.low.count != 1.0 || !(shift == shift)) return middle;
+  const double clamped = shift > 200.0 ? 200.0 : shift < -200.0 ? -200.0 : shift;
+  const uint64_t bits = static_cast<uint64_t>(static_cast<int64_t>(clamped) + 1023) << 52;
+  const double ratio =
+      __builtin_fabs(b.high.mantissa) / __builtin_fabs(b.low.mantissa) * load_as<double>(&bits);
+  const double zero = b.low.at + width / (1.0 + ratio);
+  const double towards = middle > zero ? 1.0 : -1.0, off = __builtin_fabs(middle - zero);
+  // The overshoot makes both ends close in.
+  const double step = max_of(0.2 * width * width / b.reach, 0x1p-53);
+  const double free = max_of(b.reach - 0.5 * width, 0.0);
+  const double point = step < off ? zero + towards * step : middle;
+  return __builtin_fabs(point - middle) <= free ? point : middle - towards * free;
+}
+
+/// Scratch of `find_eigenvalues` for up to n of them.
+struct SearchScratch {
+  double *d, *squares;
+  Bracket* brackets;
+  int64_t* active;
 };
 
 /// The eigenvalues of index first..first + count - 1 (ascending) of one unreduced block, each the
 /// middle of an interval narrower than 2 ε times the largest.
-inline void bisect(const double* d, const double* e, int64_t n, int64_t first, int64_t count,
-                   double* values, const BisectScratch& s) {
+inline void find_eigenvalues(const double* d, const double* e, int64_t n, int64_t first,
+                             int64_t count, double* values, const SearchScratch& s) {
   if (n == 1) {
     values[0] = d[0];
     return;
   }
-  double bottom = d[0], top = d[0], norm = 0.0;
+  double bottom = d[0], top = d[0];
   for (int64_t i = 0; i < n; ++i) {
     const double radius =
         (i > 0 ? __builtin_fabs(e[i - 1]) : 0.0) + (i + 1 < n ? __builtin_fabs(e[i]) : 0.0);
     bottom = d[i] - radius < bottom ? d[i] - radius : bottom;
     top = max_of(top, d[i] + radius);
   }
-  norm = max_of(__builtin_fabs(bottom), __builtin_fabs(top));
+  const double norm = max_of(__builtin_fabs(bottom), __builtin_fabs(top));
   // A power of two, so that nothing is rounded.
   const double down = __builtin_scalbn(1.0, -__builtin_ilogb(norm) - 1);
   for (int64_t i = 0; i < n; ++i) {
@@ -190,35 +232,64 @@ inline void bisect(const double* d, const double* e, int64_t n, int64_t first, i
     const double next = i + 1 < n ? e[i] * down : 0.0;
     s.squares[i] = max_of(next * next, 0x1p-130);
   }
-  bottom = bottom * down - 0x1p-50;
-  top = top * down + 0x1p-50;
-  const int64_t lanes = (count + SHIFTS - 1) / SHIFTS * SHIFTS;
+  const double unknown = __builtin_nan("");
+  const End below{bottom * down - 0x1p-50, 0.0, 0.0, unknown};
+  const End above{top * down + 0x1p-50, static_cast<double>(n), 0.0, unknown};
+  for (int64_t j = 0; j < count; ++j) {
+    s.brackets[j] = {below, above, static_cast<double>(first + j), 0.0};
+  }
+  Evaluations points;
   // An even grid first: it narrows every interval by as many times as there are eigenvalues.
-  const double step = (top - bottom) / static_cast<double>(lanes + 1);
-  for (int64_t j = 0; j < lanes; ++j) s.middle[j] = bottom + static_cast<double>(j + 1) * step;
-  for (int64_t j = 0; j < lanes; j += SHIFTS) {
-    count_below(s.d, s.squares, n, s.middle + j, s.counts + j);
-  }
-  for (int64_t j = 0, at = 0; j < lanes; ++j) {
-    const double index = static_cast<double>(first + (j < count ? j : count - 1));
-    while (at < lanes && s.counts[at] <= index) ++at;
-    s.low[j] = at == 0 ? bottom : s.middle[at - 1];
-    s.high[j] = at == lanes ? top : s.middle[at];
-  }
-  for (double width = step; width > 0x1p-53; width *= 0.5) {
-    for (int64_t j = 0; j < lanes; j += SHIFTS) {
-      for (int64_t k = j; k < j + SHIFTS; ++k) s.middle[k] = 0.5 * (s.low[k] + s.high[k]);
-      count_below(s.d, s.squares, n, s.middle + j, s.counts + j);
-      for (int64_t k = j; k < j + SHIFTS; ++k) {
-        const double index = static_cast<double>(first + k);
-        const bool above = s.counts[k] <= index;
-        s.low[k] = above ? s.middle[k] : s.low[k];
-        s.high[k] = above ? s.high[k] : s.middle[k];
+  const int64_t grid = (count + SHIFTS - 1) / SHIFTS * SHIFTS;
+  const double step = (above.at - below.at) / static_cast<double>(grid + 1);
+  End before = below;
+  int64_t lowest = 0;
+  for (int64_t j = 0; j < grid; j += SHIFTS) {
+    for (int64_t k = 0; k < SHIFTS; ++k) {
+      points.shifts[k] = below.at + static_cast<double>(j + k + 1) * step;
+    }
+    evaluate(s.d, s.squares, n, points);
+    for (int64_t k = 0; k < SHIFTS; ++k) {
+      const End end{points.shifts[k], points.counts[k], points.mantissas[k], points.exponents[k]};
+      // Points come in ascending order: an interval ends at the first that exceeds its index.
+      for (; lowest < count && s.brackets[lowest].index < end.count; ++lowest) {
+        s.brackets[lowest].low = before;
+        s.brackets[lowest].high = end;
       }
+      before = end;
     }
   }
+  for (; lowest < count; ++lowest) s.brackets[lowest].low = before;
+  int64_t left = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    s.brackets[j].reach = s.brackets[j].high.at - s.brackets[j].low.at;
+    s.active[left++] = j;
+  }
+  while (left > 0) {
+    for (int64_t begin = 0; begin < left; begin += SHIFTS) {
+      const int64_t filled = left - begin < SHIFTS ? left - begin : SHIFTS;
+      for (int64_t k = 0; k < SHIFTS; ++k) {
+        points.shifts[k] = next_point(s.brackets[s.active[begin + (k < filled ? k : 0)]]);
+      }
+      evaluate(s.d, s.squares, n, points);
+      for (int64_t k = 0; k < filled; ++k) {
+        Bracket& b = s.brackets[s.active[begin + k]];
+        const End end{points.shifts[k], points.counts[k], points.mantissas[k], points.exponents[k]};
+        (end.count <= b.index ? b.low : b.high) = end;
+        b.reach *= 0.5;
+      }
+    }
+    int64_t kept = 0;
+    for (int64_t k = 0; k < left; ++k) {
+      const Bracket& b = s.brackets[s.active[k]];
+      if (b.high.at - b.low.at > 0x1p-52) s.active[kept++] = s.active[k];
+    }
+    left = kept;
+  }
   const double up = 1.0 / down;
-  for (int64_t j = 0; j < count; ++j) values[j] = 0.5 * (s.low[j] + s.high[j]) * up;
+  for (int64_t j = 0; j < count; ++j) {
+    values[j] = 0.5 * (s.brackets[j].low.at + s.brackets[j].high.at) * up;
+  }
 }
 
 /// Scratch of `twist`: [n] vectors each.
