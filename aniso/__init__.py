@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from aniso.ops.cross_gram import cross_gram
     from aniso.ops.gram import gram
     from aniso.ops.row_moments import row_moments
+    from aniso.ops.spectral_map import spectral_map
     from aniso.report import Report
     from aniso.state import LayerState, PairedState, RowSample
+    from aniso.transform import AllButTheTop, SoftDecay, Whitening, soft_decay
 
 # Where each public name lives. Resolved on first use: `aniso --help` must not wait for torch.
 _HOMES = {
     "METRICS": "aniso.metrics",
+    "AllButTheTop": "aniso.transform",
     "SVD": "aniso.ops",
     "Backend": "aniso.ops",
     "Capture": "aniso.models",
@@ -53,6 +56,8 @@ _HOMES = {
     "Report": "aniso.report",
     "RowMoments": "aniso.moments",
     "RowSample": "aniso.state",
+    "SoftDecay": "aniso.transform",
+    "Whitening": "aniso.transform",
     "analyze": "aniso._analyze",
     "capture": "aniso.models",
     "cosine_histogram": "aniso.metrics",
@@ -66,6 +71,8 @@ _HOMES = {
     "open_dump": "aniso.dumps",
     "row_moments": "aniso.ops",
     "select_backend": "aniso.ops",
+    "soft_decay": "aniso.transform",
+    "spectral_map": "aniso.ops",
     "svd": "aniso.ops",
     "svdvals": "aniso.ops",
 }
@@ -73,6 +80,7 @@ _HOMES = {
 __all__ = [
     "METRICS",
     "SVD",
+    "AllButTheTop",
     "Backend",
     "Capture",
     "Certificate",
@@ -89,6 +97,8 @@ __all__ = [
     "Report",
     "RowMoments",
     "RowSample",
+    "SoftDecay",
+    "Whitening",
     "analyze",
     "capture",
     "compare",
@@ -102,6 +112,8 @@ __all__ = [
     "open_dump",
     "row_moments",
     "select_backend",
+    "soft_decay",
+    "spectral_map",
     "svd",
     "svdvals",
 ]

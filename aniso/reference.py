@@ -214,6 +214,30 @@ def singular_values(x: Tensor) -> Tensor:
     return sigma
 
 
+def spectral_map(x: Tensor, f: Callable[[Tensor], Tensor], mask: Tensor | None = None) -> Tensor:
+    """U f(S) Vᵀ of the kept rows of one matrix [m, n]; directions with σ = 0 give nothing."""
+    keep = torch.ones(len(x), dtype=torch.bool) if mask is None else mask
+    mapped = x.to(torch.float64, copy=True)
+    u, s, vh = torch.linalg.svd(mapped[keep], full_matrices=False)
+    if bool((s > 0).any()):
+        present = s > 1e-12 * s.max()
+        mapped[keep] = (u * torch.where(present, f(s), 0.0)) @ vh
+    return mapped
+
+
+def soft_decay(x: Tensor, alpha: float, mode: str = "paper", mask: Tensor | None = None) -> Tensor:
+    """K f(S), f(s) = −ln(1 − α(s + α))/α, less f(0) in continuous mode; K = σ₁/f(σ₁)."""
+
+    def f(s: Tensor) -> Tensor:
+        at_zero = 0.0 if mode == "paper" else -math.log(1 - alpha**2) / alpha
+        return -torch.log(1 - alpha * (s + alpha)) / alpha - at_zero
+
+    def scaled(s: Tensor) -> Tensor:
+        return f(s) * s[0] / f(s[0]) if f(s[0]) > 0 else s
+
+    return spectral_map(x, scaled, mask)
+
+
 def pair_cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Cosines of all pairs i < j of rows of x, or of all pairs of a row of x and one of y, flat."""
     units = directions(x.double())

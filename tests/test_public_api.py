@@ -15,6 +15,7 @@ from aniso.metrics import METRICS
 NAMES = [
     "METRICS",
     "SVD",
+    "AllButTheTop",
     "Backend",
     "Capture",
     "Certificate",
@@ -31,6 +32,8 @@ NAMES = [
     "Report",
     "RowMoments",
     "RowSample",
+    "SoftDecay",
+    "Whitening",
     "analyze",
     "capture",
     "cosine_histogram",
@@ -44,6 +47,8 @@ NAMES = [
     "open_dump",
     "row_moments",
     "select_backend",
+    "soft_decay",
+    "spectral_map",
     "svd",
     "svdvals",
 ]
@@ -65,8 +70,12 @@ SIGNATURES = {
     "open_dump": "(path)",
     "row_moments": "(x, *, mask=None)",
     "select_backend": "(op, x)",
+    "soft_decay": "(x, alpha=-0.6, *, mode='paper', mask=None, flips=False)",
+    "spectral_map": "(x, f, *, mask=None)",
     "svd": "(x, *, k=None, accuracy='normal')",
     "svdvals": "(x, *, k=None, accuracy='normal', certificate=False)",
+    "SoftDecay": "(alpha=-0.6, *, mode='paper', trainable=False)",
+    "AllButTheTop": "(top=1)",
     "LayerState": "(dim, *, gram=True, device='cpu')",
     "RowSample": "(size, dim, *, seed=0)",
     "PairedState": "(dim_x, dim_y, *, device='cpu')",
@@ -186,6 +195,8 @@ def test_importing_the_package_loads_no_torch():
         "aniso.state.paired_state",
         "aniso.metrics.groups",
         "aniso.ops.batched_svd",
+        "aniso.ops.spectral_map",
+        "aniso.transform",
     ],
 )
 def test_examples_in_docstrings_run(module):
