@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,17 +78,24 @@ class _SoftDecayRule:
     mode: str
 
     def __call__(self, s: Tensor, *, slopes: bool) -> Spectrum:
-        f = self._f(s)
-        defined = self._defined(s)
-        largest = s.narrow(1, 0, 1) if s.shape[1] else s.new_zeros(len(s), 1)
-        top = torch.where(defined[:, None], self._f(largest), 1.0)
-        k = torch.where(defined[:, None], largest, 1.0) / top
-        gamma = (k[:, :, None] * self._divided_differences(s)).detach() if slopes else None
+        f, defined = self._f(s), self._defined(s)
+        # Slices, not entries: there may be no singular value at all.
+        first = torch.where(defined[:, None], s[:, :1], 1.0)
+        f_first = torch.where(defined[:, None], f[:, :1], 1.0)
+        k = first / f_first
+        if not slopes:
+            return replace(self._spectrum(s, k * f, None, k), defined=defined)
+        gamma = k[:, :, None] * self._divided_differences(s)
+        spectrum = self._spectrum(s, k * f, gamma.detach(), k)
+        k_slope = 1 / f_first - first / (f_first**2 * self._decay(first))
+        top = (k_slope / k * spectrum.values).detach()
+        return replace(spectrum, top=top, defined=defined)
+
+    def _spectrum(self, s: Tensor, values: Tensor, slopes: Tensor | None, k: Tensor) -> Spectrum:
         if self.mode == "paper":
-            spectrum = without_zeros(s, k * f, gamma)
-            return Spectrum(spectrum.values, spectrum.slopes, spectrum.at_zero, defined)
-        at_zero = (k[:, 0] / self._decay(s.new_zeros(()))).detach() if slopes else None
-        return Spectrum(k * f, gamma, at_zero, defined)
+            return without_zeros(s, values, slopes)
+        at_zero = k.sum(dim=1) / self._decay(s.new_zeros(()))
+        return Spectrum(values, slopes, None if slopes is None else at_zero.detach())
 
     def _decay(self, s: Tensor) -> Tensor:
         """D = 1 − α(s + α) = 1/f′(s)."""
@@ -107,14 +114,12 @@ class _SoftDecayRule:
         return ratio(torch.log1p(t), t, 1.0) / below
 
     def _defined(self, s: Tensor) -> Tensor:
-        if s.shape[1] == 0:
-            return torch.zeros(len(s), dtype=torch.bool, device=s.device)
         least = -self.alpha if self.mode == "paper" else 0.0
-        return s[:, 0] > least
+        return (s[:, :1] > least).all(dim=1)
 
     def flips(self, s: Tensor) -> Tensor:
         """How many singular values [..., k] > 0 get a negative value, [...]."""
-        if self.mode != "paper" or s.shape[-1] == 0:
+        if self.mode != "paper":
             return torch.zeros(s.shape[:-1], dtype=torch.int64, device=s.device)
         flipped = (s > 0) & (s < -self.alpha) & (s[..., :1] > -self.alpha)
         return flipped.sum(dim=-1)
@@ -186,9 +191,8 @@ class SoftDecay(nn.Module):
 
     def extra_repr(self) -> str:
         """What print(module) says."""
-        return (
-            f"alpha={float(self.alpha):g}, mode={self.mode!r}, trainable={self.theta is not None}"
-        )
+        trainable = self.theta is not None
+        return f"alpha={_number(self.alpha):g}, mode={self.mode!r}, {trainable=}"
 
 
 class Whitening(nn.Module):

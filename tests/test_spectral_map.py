@@ -158,12 +158,18 @@ def test_not_contiguous_input():
 def test_operators_follow_the_rules_of_torch(masked, shape):
     x = torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
     mask = torch.rand(2, shape[0]) < 0.7 if masked else None
-    torch.library.opcheck(torch.ops.aniso.spectral_factors.default, (x, mask))
-    u, s, vh = (t.detach() for t in torch.ops.aniso.spectral_factors(x, mask))
+    torch.library.opcheck(torch.ops.aniso.spectral_factors.default, (x.detach(), mask))
+    u, s, vh = torch.ops.aniso.spectral_factors(x.detach(), mask)
     values = s.sqrt().requires_grad_()
-    slopes, at_zero = torch.rand(2, 5, 5, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
-    arguments = (x, mask, u, s, vh, values, slopes, at_zero)
-    torch.library.opcheck(torch.ops.aniso.spectral_map.default, arguments)
+    slopes = torch.rand(2, 5, 5, dtype=torch.float64)
+    at_zero, top = slopes[:, 0, 0], slopes[:, 1]
+    defined = torch.tensor([True, False])
+    rest = (mask, defined, u, s, vh, values, slopes, at_zero, top)
+    torch.library.opcheck(torch.ops.aniso.spectral_map.default, (x, *rest))
+    backward = (x.detach(), *(None if t is None else t.detach() for t in rest))
+    torch.library.opcheck(torch.ops.aniso.spectral_map_backward.default, backward)
+    parameters_only = (*backward[:7], None, None, None)
+    torch.library.opcheck(torch.ops.aniso.spectral_map_backward.default, parameters_only)
 
 
 def test_compiles_without_graph_breaks():

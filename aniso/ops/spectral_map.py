@@ -28,10 +28,11 @@ class Spectrum:
     """What a map does to the singular values s [b, k] of b matrices.
 
     Attributes:
-        values: g_i, what replaces s_i, [b, k] float64; differentiable in s and in parameters.
-        slopes: Γ⁻_ij = (g_i − g_j)/(s_i − s_j) of i ≠ j, and its limit where s_i = s_j, [b, k, k];
-            the diagonal is not read. None when no gradient in x is asked for.
-        at_zero: Slope of the map at zero, [b], 0 where it is not continuous there. With `slopes`.
+        values: g_i, what replaces s_i, [b, k] float64; differentiable in parameters, not in s.
+        slopes: Γ⁻_ij = (g_i − g_j)/(s_i − s_j), its limit ∂g_i/∂s_i where s_i = s_j, [b, k, k].
+            None when no gradient in x is asked for; so are the next two.
+        at_zero: Slope of the map at zero, [b]; 0 where it is not continuous there.
+        top: ∂g_i/∂s_1 that a factor K(s_1) adds to the slopes, [b, k]. None: no such factor.
         defined: Matrices that the map is defined for, [b] bool: the others come back unchanged.
             None: all.
     """
@@ -39,6 +40,7 @@ class Spectrum:
     values: Tensor
     slopes: Tensor | None = None
     at_zero: Tensor | None = None
+    top: Tensor | None = None
     defined: Tensor | None = None
 
 
@@ -106,8 +108,8 @@ def spectral_map(x: Any, f: Callable[[Tensor], Tensor], *, mask: Any = None) -> 
         InputError: fewer than two dimensions, another dtype, mask not bool [..., m], a value in a
             kept row that is not finite (the first such matrix is named), or f changes the shape.
 
-    Time O(m n p + p³) per matrix with p = min(m, n); factors in float32 (float64 for float64
-    input), singular values, differences and products in float64. Equivalent to
+    Time O(m n p + p³) per matrix with p = min(m, n); factors and products with them in float32
+    (float64 for float64 input), singular values and everything of them in float64. Equivalent to
     `reference.spectral_map`.
     Reference: Noferini, "A Formula for the Fréchet Derivative of a Generalized Matrix Function",
     SIAM J. Matrix Anal. Appl. 38 (2017).
@@ -131,15 +133,12 @@ def map_spectrum(x: Any, mask: Any, rule: SpectrumRule) -> tuple[Any, Tensor]:
     batch = math.prod(rows.shape[:-2])
     matrices = rows.reshape(batch, *rows.shape[-2:])
     keep = None if keep is None else keep.reshape(batch, rows.shape[-2])
-    u, s, vh = torch.ops.aniso.spectral_factors(matrices, keep)
-    spectrum = rule(s, slopes=torch.is_grad_enabled() and rows.requires_grad)
-    if spectrum.defined is not None:
-        ones = torch.ones(matrices.shape[:2], dtype=torch.bool, device=rows.device)
-        keep = (ones if keep is None else keep) & spectrum.defined[:, None]
+    u, s, vh = torch.ops.aniso.spectral_factors(matrices.detach(), keep)
+    g = rule(s, slopes=torch.is_grad_enabled() and rows.requires_grad)
     mapped = torch.ops.aniso.spectral_map(
-        matrices, keep, u, s.detach(), vh, spectrum.values, spectrum.slopes, spectrum.at_zero
+        matrices, keep, g.defined, u, s, vh, g.values, g.slopes, g.at_zero, g.top
     )
-    singular = s.detach().reshape(*rows.shape[:-2], s.shape[1])
+    singular = s.reshape(*rows.shape[:-2], s.shape[1])
     return restore_kind(x)(mapped.reshape(rows.shape)), singular
 
 
@@ -181,7 +180,7 @@ class _ElementwiseRule:
         used = (s > 0) | continuous
         given = torch.where(used, s, 1.0)
         values = torch.where(used, self._f(given), 0.0)
-        differences = self._divided_differences(given.detach())
+        differences = self._divided_differences(given)
         slope = _slopes_at_zeros(s, values, differences, at_zero)
         return Spectrum(values, slope, at_zero.expand(len(s)))
 
@@ -274,36 +273,23 @@ def _decompose(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left, torch.where(bounds[0] > 0, values, 0.0), right
 
 
-def _keep_factors(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(inputs[1], output[0], output[2])
-    ctx.dtype = inputs[0].dtype
-    ctx.set_materialize_grads(False)
+def _ignore(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output)
 
 
-def _factors_backward(
-    ctx: Any, grad_u: Tensor | None, grad: Tensor | None, grad_vh: Tensor | None
-) -> tuple[Tensor | None, None]:
-    """DX = U diag(dS) Vᵀ: the part of the gradient that the values carry (Giles 2008)."""
-    if grad is None:
-        return None, None
-    mask, u, vh = ctx.saved_tensors
-    dx = (u.double() * grad[:, None, :]) @ vh.double()
-    return _kept(dx, mask).to(ctx.dtype), None
+def _no_gradient(ctx: Any, *_: Tensor) -> tuple[None, None]:
+    return None, None
 
 
-torch.library.register_autograd(
-    "aniso::spectral_factors", _factors_backward, setup_context=_keep_factors
+torch.library.register_autograd("aniso::spectral_factors", _no_gradient, setup_context=_ignore)
+
+_SPECTRUM = (
+    "Tensor? mask, Tensor? defined, Tensor u, Tensor s, Tensor vh, Tensor values, Tensor? slopes, "
+    "Tensor? at_zero, Tensor? top"
 )
-
-
-def _kept(t: Tensor, mask: Tensor | None) -> Tensor:
-    return t if mask is None else torch.where(mask[:, :, None], t, 0)
-
-
+torch.library.define("aniso::spectral_map", f"(Tensor x, {_SPECTRUM}) -> Tensor")
 torch.library.define(
-    "aniso::spectral_map",
-    "(Tensor x, Tensor? mask, Tensor u, Tensor s, Tensor vh, Tensor values, Tensor? slopes, "
-    "Tensor? at_zero) -> Tensor",
+    "aniso::spectral_map_backward", f"(Tensor grad, {_SPECTRUM}) -> (Tensor, Tensor)"
 )
 
 
@@ -311,71 +297,110 @@ torch.library.define(
 def _map(
     x: Tensor,
     mask: Tensor | None,
+    defined: Tensor | None,
     u: Tensor,
     s: Tensor,
     vh: Tensor,
     values: Tensor,
-    slopes: Tensor | None,
-    at_zero: Tensor | None,
+    *_: Tensor | None,
 ) -> Tensor:
     """U diag(values) Vᵀ in the kept rows of x [b, m, n], the other rows of x as they are."""
-    mapped = ((u.double() * values[:, None, :]) @ vh.double()).to(x.dtype)
-    return mapped if mask is None else torch.where(mask[:, :, None], mapped, x)
+    mapped = ((u * values[:, None, :].to(u.dtype)) @ vh).to(x.dtype)
+    changed = _changed_rows(mask, defined)
+    return mapped if changed is None else torch.where(changed, mapped, x)
 
 
 @torch.library.register_fake("aniso::spectral_map")  # type: ignore[untyped-decorator]
-def _map_fake(
-    x: Tensor,
+def _map_fake(x: Tensor, *_: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _changed_rows(mask: Tensor | None, defined: Tensor | None) -> Tensor | None:
+    """Rows that the map changes, [b, m or 1, 1]; None when it changes all."""
+    kept = None if mask is None else mask[:, :, None]
+    if defined is None or bool(defined.all()):
+        return kept
+    matrices = defined[:, None, None]
+    return matrices if kept is None else kept & matrices
+
+
+@torch.library.impl("aniso::spectral_map_backward", "CompositeExplicitAutograd")
+def _map_backward(
+    grad: Tensor,
     mask: Tensor | None,
+    defined: Tensor | None,
     u: Tensor,
     s: Tensor,
     vh: Tensor,
     values: Tensor,
     slopes: Tensor | None,
     at_zero: Tensor | None,
-) -> Tensor:
-    return x.new_empty(x.shape)
+    top: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The gradients in x, empty without slopes, and in the values: diag(UᵀCV)."""
+    changed = _changed_rows(mask, defined)
+    c = (grad if changed is None else torch.where(changed, grad, 0)).to(u.dtype)
+    wide = u.shape[1] <= vh.shape[2]
+    p = (u.mT @ (c @ vh.mT) if wide else (u.mT @ c) @ vh.mT).double()
+    dvalues = p.diagonal(dim1=1, dim2=2).clone()
+    if slopes is None or at_zero is None:
+        return grad.new_empty(0), dvalues
+    inner = _inner(p, s, values, slopes, at_zero[:, None, None])
+    if top is not None and top.numel():
+        inner[:, 0, 0] += (top * dvalues).sum(dim=1)
+    stretch = ratio(values, s, at_zero[:, None])
+    # dX = U(Γ∘P)Vᵀ + U D UᵀC(I − VVᵀ) + (I − UUᵀ)C V D Vᵀ, D = diag(f/σ); one of UUᵀ, VVᵀ is I.
+    if wide:
+        along = (u * stretch[:, None, :].to(u.dtype)) @ u.mT
+        within = u @ (inner - stretch[:, :, None] * p).to(u.dtype)
+        dx = torch.baddbmm(along @ c, within, vh)
+    else:
+        along = vh.mT @ (stretch[:, :, None].to(u.dtype) * vh)
+        within = (inner - p * stretch[:, None, :]).to(u.dtype) @ vh
+        dx = torch.baddbmm(c @ along, u, within)
+    dx = dx.to(grad.dtype)
+    return (dx if changed is None else torch.where(changed, dx, grad)), dvalues
+
+
+@torch.library.register_fake("aniso::spectral_map_backward")  # type: ignore[untyped-decorator]
+def _map_backward_fake(
+    grad: Tensor,
+    mask: Tensor | None,
+    defined: Tensor | None,
+    u: Tensor,
+    s: Tensor,
+    vh: Tensor,
+    values: Tensor,
+    slopes: Tensor | None,
+    *_: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    dx = grad.new_empty(0) if slopes is None else grad.new_empty(grad.shape)
+    return dx, values.new_empty(values.shape)
+
+
+def _inner(p: Tensor, s: Tensor, values: Tensor, slopes: Tensor, at_zero: Tensor) -> Tensor:
+    """Γ⁻∘S + Γ⁺∘A; S and A are the symmetric and skew parts of P."""
+    (s_i, s_j), (g_i, g_j) = pairs(s), pairs(values)
+    plus = ratio(g_i + g_j, s_i + s_j, at_zero)
+    return ((slopes + plus) * p + (slopes - plus) * p.mT) / 2
 
 
 def _keep_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:])
 
 
-def _map_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient in x with the values held, and the gradient diag(UᵀCV) in the values."""
-    mask, u, s, vh, values, slopes, at_zero = ctx.saved_tensors
-    u, vh = u.double(), vh.double()
-    incoming = _kept(grad.double(), mask)
-    wide = u.shape[1] <= vh.shape[2]
-    half = u.mT @ incoming if wide else incoming @ vh.mT
-    p = half @ vh.mT if wide else u.mT @ half
-    dx = None
-    if ctx.needs_input_grad[0]:
-        inner = _inner(p, s, values, slopes, at_zero[:, None, None])
-        stretch = ratio(values, s, at_zero[:, None])
-        if wide:
-            # I − UUᵀ = 0: what is left is U((Γ∘P − DP)Vᵀ + D UᵀC), D = diag(f/σ).
-            across = stretch[:, :, None]
-            dx = u @ ((inner - across * p) @ vh + across * half)
-        else:
-            along = stretch[:, None, :]
-            dx = (u @ (inner - p * along) + half * along) @ vh
-        dx = dx.to(grad.dtype)
-        dx = dx if mask is None else torch.where(mask[:, :, None], dx, grad)
-    dvalues = p.diagonal(dim1=1, dim2=2) if ctx.needs_input_grad[5] else None
-    return dx, None, None, None, None, dvalues, None, None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    dx, dvalues = torch.ops.aniso.spectral_map_backward(grad, *ctx.saved_tensors)
+    wanted = ctx.needs_input_grad
+    return (
+        dx if wanted[0] else None,
+        *[None] * 5,
+        dvalues if wanted[6] else None,
+        *[None] * 3,
+    )
 
 
-def _inner(p: Tensor, s: Tensor, values: Tensor, slopes: Tensor, at_zero: Tensor) -> Tensor:
-    """Γ⁻∘S + Γ⁺∘A off the diagonal; S and A are the symmetric and skew parts of P."""
-    (s_i, s_j), (g_i, g_j) = pairs(s), pairs(values)
-    plus = ratio(g_i + g_j, s_i + s_j, at_zero)
-    inner = (slopes * (p + p.mT) + plus * (p - p.mT)) / 2
-    same = torch.eye(s.shape[1], dtype=torch.bool, device=s.device)
-    return torch.where(same, 0.0, inner)
-
-
-torch.library.register_autograd("aniso::spectral_map", _map_backward, setup_context=_keep_map)
+torch.library.register_autograd("aniso::spectral_map", _backward, setup_context=_keep_map)
 
 
 def _choose(x: Tensor) -> Backend:
