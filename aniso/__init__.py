@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from aniso.metrics.cosine_histogram import cosine_histogram, cosine_quantile
     from aniso.metrics.cosine_stats import cosine_stats
+    from aniso.models.attach import Attachment, attach
     from aniso.models.capture import Capture, capture
     from aniso.moments import RowMoments
     from aniso.ops.backend import Backend, select_backend
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "METRICS": "aniso.metrics",
     "AllButTheTop": "aniso.transform",
+    "Attachment": "aniso.models",
     "SVD": "aniso.ops",
     "Backend": "aniso.ops",
     "Capture": "aniso.models",
@@ -59,6 +61,7 @@ _HOMES = {
     "SoftDecay": "aniso.transform",
     "Whitening": "aniso.transform",
     "analyze": "aniso._analyze",
+    "attach": "aniso.models",
     "capture": "aniso.models",
     "cosine_histogram": "aniso.metrics",
     "cosine_quantile": "aniso.metrics",
@@ -81,6 +84,7 @@ __all__ = [
     "METRICS",
     "SVD",
     "AllButTheTop",
+    "Attachment",
     "Backend",
     "Capture",
     "Certificate",
@@ -100,6 +104,7 @@ __all__ = [
     "SoftDecay",
     "Whitening",
     "analyze",
+    "attach",
     "capture",
     "compare",
     "cosine_histogram",

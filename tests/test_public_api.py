@@ -16,6 +16,7 @@ NAMES = [
     "METRICS",
     "SVD",
     "AllButTheTop",
+    "Attachment",
     "Backend",
     "Capture",
     "Certificate",
@@ -35,6 +36,7 @@ NAMES = [
     "SoftDecay",
     "Whitening",
     "analyze",
+    "attach",
     "capture",
     "cosine_histogram",
     "cosine_quantile",
@@ -56,6 +58,7 @@ NAMES = [
 SIGNATURES = {
     "analyze": "(source, *, out=None, layers=None, gram=True, strict=False, resume=True, "
     "progress=True)",
+    "attach": "(model, layers, transform, *, site='output', register=False)",
     "capture": "(model, layers=None, *, exclude_special_tokens=False, exclude_token_ids=(), "
     "tokenizer=None, gram=True, save=None)",
     "cosine_histogram": "(x, *, other=None, mask=None, bins=2048, max_pairs=None, seed=0, "
