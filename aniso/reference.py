@@ -197,6 +197,19 @@ def first_token_cosine(x: Tensor, groups: Tensor, mask: Tensor | None = None) ->
     return sum(means) / len(means) if means else math.nan
 
 
+def lsds(x: Tensor, y: Tensor, neighbours: int = 12, t: float = 0.5) -> float:
+    """mean_i ‖y_i − Σ_j exp(−‖x_i − x_j‖²/t) y_j‖ over the nearest j ≠ i of x_i, row by row."""
+    total = 0.0
+    for i, row in enumerate(x.double()):
+        squares = {j: float(((row - other) ** 2).sum()) for j, other in enumerate(x.double())}
+        nearest = sorted(squares.keys() - {i}, key=squares.__getitem__)[:neighbours]
+        moved = y[i].double()
+        for j in nearest:
+            moved = moved - math.exp(-squares[j] / t) * y[j].double()
+        total += float(moved.norm())
+    return total / len(x)
+
+
 def contributions(x: Tensor) -> Tensor:
     """Share of each dimension in the mean cosine: mean over i < j of x̂_ik x̂_jk, [d].
 

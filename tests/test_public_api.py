@@ -197,6 +197,7 @@ def test_importing_the_package_loads_no_torch():
         "aniso.ops.cross_gram",
         "aniso.state.paired_state",
         "aniso.metrics.groups",
+        "aniso.metrics.neighbourhood",
         "aniso.ops.batched_svd",
         "aniso.ops.spectral_map",
         "aniso.transform",
