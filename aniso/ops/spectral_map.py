@@ -29,8 +29,9 @@ class Spectrum:
 
     Attributes:
         values: g_i, what replaces s_i, [b, k] float64; differentiable in parameters, not in s.
-        slopes: Γ⁻_ij = (g_i − g_j)/(s_i − s_j), its limit ∂g_i/∂s_i where s_i = s_j, [b, k, k].
-            None when no gradient in x is asked for; so are the next two.
+        slopes: Γ⁻_ij = (g_i − g_j)/(s_i − s_j), its limit ∂g_i/∂s_i where s_i = s_j, [b, k, k];
+            not read where s_i or s_j is 0. None when no gradient in x is asked for; so
+            are the next two.
         at_zero: Slope of the map at zero, [b]; 0 where it is not continuous there.
         top: ∂g_i/∂s_1 that a factor K(s_1) adds to the slopes, [b, k]. None: no such factor.
         defined: Matrices that the map is defined for, [b] bool: the others come back unchanged.
@@ -68,17 +69,8 @@ def without_zeros(s: Tensor, values: Tensor, slopes: Tensor | None) -> Spectrum:
     X does not say which directions they are. What moves them meets the slope g_i/s_i against the
     directions that X has, and none among themselves.
     """
-    values = torch.where(s > 0, values, 0.0)
-    if slopes is None:
-        return Spectrum(values)
-    return Spectrum(values, _slopes_at_zeros(s, values, slopes, 0.0), s.new_zeros(len(s)))
-
-
-def _slopes_at_zeros(s: Tensor, values: Tensor, slopes: Tensor, at_zero: Tensor | float) -> Tensor:
-    """The slopes, with those of pairs that have an s = 0 put in."""
-    (s_i, s_j), (g_i, g_j) = pairs(s), pairs(values)
-    with_zero = ratio(g_i + g_j, s_i + s_j, at_zero)
-    return torch.where((s_i > 0) & (s_j > 0), slopes, with_zero).detach()
+    at_zero = None if slopes is None else s.new_zeros(len(s))
+    return Spectrum(torch.where(s > 0, values, 0.0), slopes, at_zero)
 
 
 def spectral_map(x: Any, f: Callable[[Tensor], Tensor], *, mask: Any = None) -> Any:
@@ -180,9 +172,7 @@ class _ElementwiseRule:
         used = (s > 0) | continuous
         given = torch.where(used, s, 1.0)
         values = torch.where(used, self._f(given), 0.0)
-        differences = self._divided_differences(given)
-        slope = _slopes_at_zeros(s, values, differences, at_zero)
-        return Spectrum(values, slope, at_zero.expand(len(s)))
+        return Spectrum(values, self._divided_differences(given), at_zero.expand(len(s)))
 
     def _f(self, s: Tensor) -> Tensor:
         values = self.f(s)
@@ -379,10 +369,11 @@ def _map_backward_fake(
 
 
 def _inner(p: Tensor, s: Tensor, values: Tensor, slopes: Tensor, at_zero: Tensor) -> Tensor:
-    """Γ⁻∘S + Γ⁺∘A; S and A are the symmetric and skew parts of P."""
+    """Γ⁻∘S + Γ⁺∘A; S and A are the symmetric and skew parts of P. With s_j = 0, Γ⁻ = Γ⁺."""
     (s_i, s_j), (g_i, g_j) = pairs(s), pairs(values)
     plus = ratio(g_i + g_j, s_i + s_j, at_zero)
-    return ((slopes + plus) * p + (slopes - plus) * p.mT) / 2
+    minus = torch.where((s_i > 0) & (s_j > 0), slopes, plus)
+    return plus * p + (minus - plus) * (p + p.mT) / 2
 
 
 def _keep_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
