@@ -306,3 +306,26 @@ def test_all_but_the_top():
     (gradient,) = torch.autograd.grad(aniso.AllButTheTop(1)(tied).sum(), tied)
     assert torch.isfinite(gradient).all()
     assert not aniso.AllButTheTop(6)(x).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(9, 40), (40, 9)])
+def test_gpu_equals_reference_and_cpu(shape, dtype, mode):
+    x, c = (3 * torch.randn(3, *shape)).to(dtype), torch.randn(3, *shape).to(dtype)
+    mask = torch.arange(shape[0]) < torch.tensor([[shape[0]], [5], [0]])
+    # α stays on the CPU: a transform that was not moved with its model.
+    layer = aniso.SoftDecay(-0.5, mode=mode, trainable=True)
+    results = []
+    for device in ("cpu", "cuda"):
+        leaf = x.to(device).requires_grad_()
+        y = layer(leaf, mask.to(device))
+        gradients = torch.autograd.grad(y, (leaf, layer.theta), c.to(device))
+        results.append([t.detach().cpu().double() for t in (y, *gradients, layer.flips)])
+    eps = max(torch.finfo(dtype).eps, 1e-12)
+    for found, true in zip(results[1], results[0], strict=True):
+        assert (found - true).norm() <= 100 * eps * true.norm()
+    for found, rows, keep in zip(results[1][0], x, mask, strict=True):
+        true = reference.soft_decay(rows, -0.5, mode, keep)
+        assert (found - true).norm() <= 100 * eps * true.norm()
