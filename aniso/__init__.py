@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aniso.metrics.cosine_histogram import cosine_histogram, cosine_quantile
     from aniso.metrics.cosine_stats import cosine_stats
     from aniso.metrics.sequence_spectra import sequence_spectra
+    from aniso.models.attach import Attachment, attach
     from aniso.models.capture import Capture, capture
     from aniso.moments import RowMoments
     from aniso.ops.backend import Backend, select_backend
@@ -36,13 +37,17 @@ if TYPE_CHECKING:
     from aniso.ops.cross_gram import cross_gram
     from aniso.ops.gram import gram
     from aniso.ops.row_moments import row_moments
+    from aniso.ops.spectral_map import spectral_map
     from aniso.ops.truncated_svd import TruncatedSVD, truncated_svd
     from aniso.report import Report
     from aniso.state import LayerState, PairedState, RowSample, SequenceState, SketchState
+    from aniso.transform import AllButTheTop, SoftDecay, Whitening, soft_decay
 
 # Where each public name lives. Resolved on first use: `aniso --help` must not wait for torch.
 _HOMES = {
     "METRICS": "aniso.metrics",
+    "AllButTheTop": "aniso.transform",
+    "Attachment": "aniso.models",
     "SVD": "aniso.ops",
     "Backend": "aniso.ops",
     "Capture": "aniso.models",
@@ -68,7 +73,10 @@ _HOMES = {
     "SketchState": "aniso.state",
     "SketchedAxes": "aniso.metrics",
     "TruncatedSVD": "aniso.ops",
+    "SoftDecay": "aniso.transform",
+    "Whitening": "aniso.transform",
     "analyze": "aniso._analyze",
+    "attach": "aniso.models",
     "capture": "aniso.models",
     "cosine_histogram": "aniso.metrics",
     "cosine_quantile": "aniso.metrics",
@@ -82,6 +90,8 @@ _HOMES = {
     "row_moments": "aniso.ops",
     "select_backend": "aniso.ops",
     "sequence_spectra": "aniso.metrics",
+    "soft_decay": "aniso.transform",
+    "spectral_map": "aniso.ops",
     "svd": "aniso.ops",
     "svdvals": "aniso.ops",
     "truncated_svd": "aniso.ops",
@@ -90,6 +100,8 @@ _HOMES = {
 __all__ = [
     "METRICS",
     "SVD",
+    "AllButTheTop",
+    "Attachment",
     "Backend",
     "Capture",
     "Certificate",
@@ -113,8 +125,11 @@ __all__ = [
     "SequenceSummary",
     "SketchState",
     "SketchedAxes",
+    "SoftDecay",
     "TruncatedSVD",
+    "Whitening",
     "analyze",
+    "attach",
     "capture",
     "compare",
     "cosine_histogram",
@@ -128,6 +143,8 @@ __all__ = [
     "row_moments",
     "select_backend",
     "sequence_spectra",
+    "soft_decay",
+    "spectral_map",
     "svd",
     "svdvals",
     "truncated_svd",

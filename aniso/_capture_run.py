@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from aniso._analyze import report_of, write_results
 from aniso._files import writable_folder
 from aniso.errors import InputError
-from aniso.models import TextModel, capture, run_texts
+from aniso.models import TextModel, attach, capture, run_texts
 from aniso.ops import select_backend
 from aniso.progress import Progress, ProgressMode
+from aniso.transform import SoftDecay
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +29,7 @@ def capture_texts(
     layers: Selection = None,
     out: Path | None = None,
     save: Path | None = None,
+    soft_decay: Mapping[str, float] | None = None,
     exclude_special_tokens: bool = False,
     gram: bool = True,
     batch_size: int = 32,
@@ -41,11 +44,15 @@ def capture_texts(
         layers: Names, globs or positions of the layers.
         out: Folder for results.json, report.html and the states.
         save: Folder of a dump to write the rows to as well.
+        soft_decay: α of the SoftDecay put on layers, by name, glob or position; what is captured
+            is behind it.
         exclude_special_tokens: Leave out [CLS], [SEP] and the like.
         gram: Keep second moments.
         batch_size: Texts per call of the model.
         progress: Show progress on stderr; "json" for JSON lines.
     """
+    decays = soft_decay or {}
+    transforms = {layer: SoftDecay(alpha) for layer, alpha in decays.items()}
     run = capture(
         loaded.model,
         layers,
@@ -55,7 +62,12 @@ def capture_texts(
         save=save,
     )
     folder = None if out is None else writable_folder(out)
-    with Progress("capture", len(texts), progress, unit="texts") as shown, run:
+    with ExitStack() as stack:
+        # Hooks run in the order of their registration: transforms first, then the capture.
+        for layer, transform in transforms.items():
+            stack.enter_context(attach(loaded.model, layer, transform))
+        shown = stack.enter_context(Progress("capture", len(texts), progress, unit="texts"))
+        stack.enter_context(run)
         cut = run_texts(loaded, texts, batch_size=batch_size, after_batch=shown.advance)
     states = run.finished()
     if not any(state.moments.rows for state in states.values()):
@@ -68,6 +80,8 @@ def capture_texts(
         "special_tokens": "left out" if exclude_special_tokens else "counted",
         "backend": backend,
     }
+    if decays:
+        facts["soft_decay"] = ", ".join(f"{layer}={alpha:g}" for layer, alpha in decays.items())
     note = f"{cut:,} of {len(texts):,} texts were cut to {loaded.max_length} tokens"
     report = report_of(states, {**provenance, **facts}, [note] if cut else [])
     if folder is not None:

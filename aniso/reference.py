@@ -197,6 +197,19 @@ def first_token_cosine(x: Tensor, groups: Tensor, mask: Tensor | None = None) ->
     return sum(means) / len(means) if means else math.nan
 
 
+def lsds(x: Tensor, y: Tensor, neighbours: int = 12, t: float = 0.5) -> float:
+    """mean_i ‖y_i − Σ_j exp(−‖x_i − x_j‖²/t) y_j‖ over the nearest j ≠ i of x_i, row by row."""
+    total = 0.0
+    for i, row in enumerate(x.double()):
+        squares = {j: float(((row - other) ** 2).sum()) for j, other in enumerate(x.double())}
+        nearest = sorted(squares.keys() - {i}, key=squares.__getitem__)[:neighbours]
+        moved = y[i].double()
+        for j in nearest:
+            moved = moved - math.exp(-squares[j] / t) * y[j].double()
+        total += float(moved.norm())
+    return total / len(x)
+
+
 def contributions(x: Tensor) -> Tensor:
     """Share of each dimension in the mean cosine: mean over i < j of x̂_ik x̂_jk, [d].
 
@@ -236,6 +249,30 @@ def sequence_spectra(x: Tensor, kept: Tensor, edges: Tensor) -> list[dict[str, A
             }
         )
     return each
+
+
+def spectral_map(x: Tensor, f: Callable[[Tensor], Tensor], mask: Tensor | None = None) -> Tensor:
+    """U f(S) Vᵀ of the kept rows of one matrix [m, n]; directions with σ = 0 give nothing."""
+    keep = torch.ones(len(x), dtype=torch.bool) if mask is None else mask
+    mapped = x.to(torch.float64, copy=True)
+    u, s, vh = torch.linalg.svd(mapped[keep], full_matrices=False)
+    if bool((s > 0).any()):
+        present = s > 1e-12 * s.max()
+        mapped[keep] = (u * torch.where(present, f(s), 0.0)) @ vh
+    return mapped
+
+
+def soft_decay(x: Tensor, alpha: float, mode: str = "paper", mask: Tensor | None = None) -> Tensor:
+    """K f(S), f(s) = −ln(1 − α(s + α))/α, less f(0) in continuous mode; K = σ₁/f(σ₁)."""
+
+    def f(s: Tensor) -> Tensor:
+        at_zero = 0.0 if mode == "paper" else -math.log(1 - alpha**2) / alpha
+        return -torch.log(1 - alpha * (s + alpha)) / alpha - at_zero
+
+    def scaled(s: Tensor) -> Tensor:
+        return f(s) * s[0] / f(s[0]) if f(s[0]) > 0 else s
+
+    return spectral_map(x, scaled, mask)
 
 
 def pair_cosines(x: Tensor, y: Tensor | None = None) -> Tensor:

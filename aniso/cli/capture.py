@@ -28,6 +28,12 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
     help="Folder for results.json, report.html and the states.",
 )
 @click.option("--save", type=click.Path(path_type=Path), help="Folder to write the rows to.")
+@click.option(
+    "--soft-decay",
+    multiple=True,
+    metavar="LAYER=ALPHA",
+    help="Apply SoftDecay to a layer of the running model, such as 5=-0.6; may be repeated.",
+)
 @click.option("--exclude-special-tokens", is_flag=True, help="Leave out [CLS], [SEP] and the like.")
 @click.option("--no-gram", is_flag=True, help="First-order statistics only: faster, no spectra.")
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
@@ -41,6 +47,7 @@ def command(
     layers: tuple[str, ...],
     out: Path | None,
     save: Path | None,
+    soft_decay: tuple[str, ...],
     exclude_special_tokens: bool,
     no_gram: bool,
     batch_size: int,
@@ -65,9 +72,21 @@ def command(
         layers=layers or None,
         out=out,
         save=save,
+        soft_decay=dict(_layer_alpha(item) for item in soft_decay),
         exclude_special_tokens=exclude_special_tokens,
         gram=not no_gram,
         batch_size=batch_size,
         progress=progress_mode(json_lines),
     )
     show_report(report, out, json_lines)
+
+
+def _layer_alpha(item: str) -> tuple[str, float]:
+    layer, _, alpha = item.rpartition("=")
+    try:
+        if layer:
+            return layer, float(alpha)
+    except ValueError:
+        pass
+    sentence = f"{item!r} is not LAYER=ALPHA, such as 5=-0.6"
+    raise click.BadParameter(sentence, param_hint="--soft-decay")

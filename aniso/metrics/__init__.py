@@ -5,6 +5,7 @@ from aniso.metrics.cosine_histogram import CosineHistogram, cosine_histogram, co
 from aniso.metrics.cosine_stats import CosineStats, cosine_stats
 from aniso.metrics.groups import GroupCosine, first_token_cosine, group_cosine
 from aniso.metrics.layer import LayerMetrics, layer_metrics
+from aniso.metrics.neighbourhood import lsds, rbf_distance, token_uniformity
 from aniso.metrics.pair_design import PairDesign
 from aniso.metrics.pair_sample import (
     DistributionBand,
@@ -56,12 +57,15 @@ __all__ = [
     "first_token_cosine",
     "group_cosine",
     "layer_metrics",
+    "lsds",
     "mean_interval",
     "principal_axes",
     "quantile_interval",
+    "rbf_distance",
     "rogue_dimensions",
     "rogue_share",
     "sequence_spectra",
+    "token_uniformity",
     "uniformity",
     "uniformity_bounds",
     "within_counts",

@@ -1,14 +1,17 @@
 """Hook points of models, live capture, and running models over texts."""
 
+from aniso.models.attach import Attachment, attach
 from aniso.models.capture import Capture, capture
 from aniso.models.hook_points import HookPoint, hook_points
 from aniso.models.packaged import packaged_model, verify_weights
 from aniso.models.texts import TextModel, load_model, read_texts, run_texts
 
 __all__ = [
+    "Attachment",
     "Capture",
     "HookPoint",
     "TextModel",
+    "attach",
     "capture",
     "hook_points",
     "load_model",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from aniso.dumps import DumpWriter
 from aniso.errors import InputError
+from aniso.models.hidden_states import hidden_states
 from aniso.models.hook_points import HookPoint, hook_points
 from aniso.models.inputs import TokenFilter, matching_mask, special_token_ids
 from aniso.state import LayerState
@@ -105,7 +104,7 @@ class Capture:
 
     def _read(self, name: str, value: Any) -> None:
         """Folds one layer's hidden states into its state; the body of every hook."""
-        hidden = _hidden_states(name, value)
+        hidden = hidden_states(name, value)
         mask = matching_mask(self._keep, hidden, name)
         if name not in self.states:
             state = LayerState(hidden.shape[-1], gram=self._gram, device=hidden.device)
@@ -114,20 +113,6 @@ class Capture:
         if self._writer is not None:
             rows = hidden.detach()
             self._writer.append(name, rows.flatten(0, -2) if mask is None else rows[mask])
-
-
-def _hidden_states(name: str, value: Any) -> Tensor:
-    """The tensor in a module's output: itself, or the first entry of a tuple or ModelOutput."""
-    if isinstance(value, dict):
-        value = next(iter(value.values()))
-    elif isinstance(value, tuple | list) and value:
-        value = value[0]
-    if not isinstance(value, torch.Tensor) or value.ndim not in (2, 3):
-        what = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-        raise InputError(
-            f"layer {name} gives {what}, not hidden states [batch, token, d]; choose other layers"
-        )
-    return value
 
 
 def capture(

@@ -7,6 +7,7 @@ from aniso.ops.gram import gram, gram_into
 from aniso.ops.group_moments import group_moments_into, group_products
 from aniso.ops.pair_histogram import pair_histogram_into
 from aniso.ops.row_moments import row_moments, row_moments_into
+from aniso.ops.spectral_map import spectral_map
 from aniso.ops.truncated_svd import TruncatedSVD, truncated_svd
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "row_moments",
     "row_moments_into",
     "select_backend",
+    "spectral_map",
     "svd",
     "svdvals",
     "truncated_svd",
