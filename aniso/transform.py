@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from aniso.errors import InputError
+from aniso.ops._arrays import check_matrices
 from aniso.ops.spectral_map import (
     Spectrum,
-    check_matrices,
     check_row_mask,
     map_spectrum,
     pairs,

@@ -113,3 +113,14 @@ def test_bad_input_is_named():
         aniso.svdvals(torch.ones(4, 4, dtype=torch.int64))
     with pytest.raises(InputError, match="accuracy is 'best'"):
         aniso.svdvals(torch.randn(4, 4), accuracy="best")
+
+
+def test_factorisation_compiles_without_graph_breaks():
+    def product(t):
+        u, s, vh = aniso.svd(t)
+        return u, s, vh
+
+    x = torch.randn(2, 4, 6)
+    compiled = torch.compile(product, fullgraph=True, backend="aot_eager")
+    u, s, vh = compiled(x)
+    assert torch.allclose((u * s[:, None, :]) @ vh, x, atol=1e-5)

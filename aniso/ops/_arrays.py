@@ -69,6 +69,21 @@ def check_rows(x: Tensor, name: str = "x") -> Tensor:
         raise InputError(f"{name} has shape {list(x.shape)}; rows are [n, d]: reshape it first")
     if x.shape[1] == 0:
         raise InputError(f"{name} has no columns (shape {list(x.shape)})")
+    return _check_floating(x, name)
+
+
+def check_matrices(x: Tensor, name: str = "x") -> Tensor:
+    """`x` itself when it is matrices [..., m, n] of a floating dtype.
+
+    Raises:
+        InputError: fewer than two dimensions, or another dtype.
+    """
+    if x.ndim < 2:
+        raise InputError(f"{name} has shape {list(x.shape)}; matrices are [..., m, n]")
+    return _check_floating(x, name)
+
+
+def _check_floating(x: Tensor, name: str) -> Tensor:
     if x.dtype not in DTYPES:
         raise InputError(
             f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; "

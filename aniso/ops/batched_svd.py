@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aniso import _native
 from aniso.errors import InputError
-from aniso.ops._arrays import DTYPES, as_tensor, restore_kind
+from aniso.ops._arrays import as_tensor, check_matrices, restore_kind
 from aniso.ops.backend import Backend, register_chooser
 
 if TYPE_CHECKING:
@@ -140,14 +140,19 @@ class Certificate:
         lower: [..., k]. No singular value lies below its bound ...
         upper: [..., k]. ... or above this one. Bounds of the values before they are rounded to
             the dtype of S; they hold for the matrix as given, all rounding errors counted.
-        method: One sentence: how the values were computed, and why so.
+        how: What `method` says, or the numbers of the methods, [...] int8.
     """
 
     residual: Any
     orthogonality: Any
     lower: Any
     upper: Any
-    method: str
+    how: Any
+
+    @property
+    def method(self) -> str:
+        """How the values were computed: one sentence."""
+        return self.how if isinstance(self.how, str) else _sentence(self.how)
 
 
 class _Factors(NamedTuple):
@@ -198,7 +203,7 @@ def svdvals(
         tensor([4., 3.])
     """
     rows = x if isinstance(x, Tensor) else as_tensor(x)
-    count = check_matrices(rows, k, accuracy)
+    count = count_of_values(rows, k, accuracy)
     values, bounds, methods = torch.ops.aniso.svdvals(_batch(rows), count, accuracy)
     shape, restore = rows.shape[:-2], restore_kind(x)
     _require_finite(methods, shape)
@@ -206,7 +211,7 @@ def svdvals(
     if not certificate:
         return result
     lower, upper = (restore(bound.reshape(*shape, count)) for bound in bounds)
-    return result, Certificate(None, None, lower, upper, _how(methods))
+    return result, Certificate(None, None, lower, upper, methods)
 
 
 def svd(x: Any, *, k: int | None = None, accuracy: str = "normal") -> SVD:
@@ -235,7 +240,7 @@ def svd(x: Any, *, k: int | None = None, accuracy: str = "normal") -> SVD:
         (tensor([2., 0.]), tensor([0., 1.]))
     """
     rows = as_tensor(x)
-    count = check_matrices(rows, k, accuracy)
+    count = count_of_values(rows, k, accuracy)
     out = _Outputs.empty(_batch(rows), count, vectors=True)
     out.compute(_batch(rows), accuracy)
     shape = rows.shape[:-2]
@@ -295,10 +300,10 @@ class _Outputs:
         k = self.values.shape[1]
         lower, upper = (restore(bound.reshape(*shape, k)) for bound in self.bounds)
         residual, orthogonality = (restore(check.reshape(shape)) for check in self.checks)
-        return Certificate(residual, orthogonality, lower, upper, _how(self.methods))
+        return Certificate(residual, orthogonality, lower, upper, self.methods)
 
 
-def _how(methods: Tensor) -> str:
+def _sentence(methods: Tensor) -> str:
     counts = torch.bincount(methods.long(), minlength=len(METHODS)).tolist()
     used = [(name, count) for name, count in zip(METHODS, counts, strict=True) if count]
     if len(used) == 1:
@@ -306,20 +311,14 @@ def _how(methods: Tensor) -> str:
     return "; ".join(f"{name}: {count} matrices" for name, count in used)
 
 
-def check_matrices(x: Tensor, k: int | None, accuracy: str) -> int:
+def count_of_values(x: Tensor, k: int | None, accuracy: str = "normal") -> int:
     """How many singular values of matrices [..., m, n] are asked for; default all.
 
     Raises:
         InputError: fewer than two dimensions, another dtype, an unknown accuracy, or k not in
             0..min(m, n).
     """
-    if x.ndim < 2:
-        raise InputError(f"x has shape {list(x.shape)}; matrices are [..., m, n]")
-    if x.dtype not in DTYPES:
-        raise InputError(
-            f"x has dtype {str(x.dtype).removeprefix('torch.')}; "
-            "use float64, float32, float16 or bfloat16"
-        )
+    check_matrices(x)
     if accuracy not in ACCURACIES:
         raise InputError(f"accuracy is {accuracy!r}; use {' or '.join(map(repr, ACCURACIES))}")
     short = min(x.shape[-2:])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aniso.errors import InputError
-from aniso.ops._arrays import DTYPES, as_tensor, restore_kind
+from aniso.ops._arrays import as_tensor, check_matrices, restore_kind
 from aniso.ops.backend import Backend, register_chooser, select_backend
 from aniso.ops.batched_svd import batched_svd_into
 
@@ -132,18 +132,6 @@ def map_spectrum(x: Any, mask: Any, rule: SpectrumRule) -> tuple[Any, Tensor]:
     )
     singular = s.reshape(*rows.shape[:-2], s.shape[1])
     return restore_kind(x)(mapped.reshape(rows.shape)), singular
-
-
-def check_matrices(x: Tensor) -> Tensor:
-    """`x` itself when it is matrices [..., m, n] of a floating dtype; else InputError."""
-    if x.ndim < 2:
-        raise InputError(f"x has shape {list(x.shape)}; matrices are [..., m, n]")
-    if x.dtype not in DTYPES:
-        raise InputError(
-            f"x has dtype {str(x.dtype).removeprefix('torch.')}; "
-            "use float64, float32, float16 or bfloat16"
-        )
-    return x
 
 
 def check_row_mask(mask: Any, x: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ from aniso.ops._arrays import as_tensor, first_nonfinite_row, restore_kind
 from aniso.ops._eigen import descending_eigh, eigh_error
 from aniso.ops._subspace import UNIT, Remainder, ScaledMatrix, Triplets, orthonormal, ritz
 from aniso.ops.backend import Backend, register_chooser
-from aniso.ops.batched_svd import Certificate, check_matrices, factor_dtype, svd
+from aniso.ops.batched_svd import Certificate, count_of_values, factor_dtype, svd
 from aniso.ops.gram import gram_into
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def truncated_svd(
         tensor([3., 2.])
     """
     matrix = as_tensor(x)
-    check_matrices(matrix, k, "normal")
+    count_of_values(matrix, k)
     chosen = _chosen(matrix, k, _checked(method, tol))
     if chosen.name == "krylov":
         result = _stacked(matrix, k, tol, seed)
@@ -102,7 +102,7 @@ def truncated_svd(
             orthogonality=restore(known.orthogonality),
             lower=restore(known.lower),
             upper=restore(known.upper),
-            method=how,
+            how=how,
         ),
     )
 
@@ -279,7 +279,7 @@ def _stacked(x: Tensor, k: int, tol: float | None, seed: int) -> TruncatedSVD:
         orthogonality=together(lambda one: one.certificate.orthogonality),
         lower=together(lambda one: one.certificate.lower),
         upper=together(lambda one: one.certificate.upper),
-        method="; ".join(dict.fromkeys(one.certificate.method for one in each)),
+        how="; ".join(dict.fromkeys(one.certificate.method for one in each)),
     )
     return TruncatedSVD(
         together(lambda one: one.U),
