@@ -129,8 +129,8 @@ def gram(x: Any, *, normalize: bool = False, center: bool = False, mask: Any = N
             not bool [n].
 
     Time O(n d²), memory O(d²). Equivalent to `reference.gram`. On a CPU with a matrix unit (AMX),
-    rows of float32 are taken to 47 bits of each column's largest value in a block of rows (as good
-    as float64), rows of half precision to 23 bits, and their products added exactly.
+    rows of float32 are taken to 39 bits of each column's largest value in a block of rows (G to
+    some 1e-12/√n of its norm), rows of half precision to 23 bits, and their products added exactly.
 
     Example:
         >>> gram(torch.eye(2))

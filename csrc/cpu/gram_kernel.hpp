@@ -23,8 +23,8 @@ struct GramPlan {
   int digits;
   int64_t rows;
 };
-constexpr GramPlan GRAM_SINGLE{6, 512};
-constexpr GramPlan GRAM_HALF{3, 1024};
+constexpr GramPlan GRAM_SINGLE{5, 192};
+constexpr GramPlan GRAM_HALF{3, 384};
 
 /// Scratch of one call; d is padded to whole groups.
 struct GramScratch {

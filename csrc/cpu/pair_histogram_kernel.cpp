@@ -47,7 +47,7 @@ struct Packing {
   static void multiply(const int8_t* a, const int8_t* b, int64_t panel, int64_t steps,
                        Sums (&sums)[4]) {
     for (int tile = 0; tile < 4; ++tile) {
-      add_products<DIGITS>(a + tile / 2 * panel, b + tile % 2 * panel, steps, sums[tile]);
+      add_products<DIGITS>(a + tile / 2 * panel, b + tile % 2 * panel, steps, sums[tile], [] {});
     }
   }
 
