@@ -155,14 +155,20 @@ void add_products(const int8_t* a, const int8_t* b, int64_t steps, TileSums<S>& 
 /// Squares of float32 and half-precision values are exact in float64 and never leave its range.
 template <class T>
 RowScale direction_of(const T* row, int64_t d) {
-  __m512d acc[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
-  for (int64_t k = 0; k < d; k += 16) {
-    const __m512 x = load16(row + k, columns_from(k, d));
+  __m512d acc[4] = {_mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd(),
+                    _mm512_setzero_pd()};
+  const auto add = [&](__m512 x, int at) {
     const __m512d low = low_as_f64(x), high = high_as_f64(x);
-    acc[0] = _mm512_fmadd_pd(low, low, acc[0]);
-    acc[1] = _mm512_fmadd_pd(high, high, acc[1]);
+    acc[at] = _mm512_fmadd_pd(low, low, acc[at]);
+    acc[at + 1] = _mm512_fmadd_pd(high, high, acc[at + 1]);
+  };
+  int64_t k = 0;
+  for (; k + 32 <= d; k += 32) {
+    add(load16(row + k, 0xffff), 0);
+    add(load16(row + k + 16, 0xffff), 2);
   }
-  const double squares = sum_lanes(acc[0] + acc[1]);
+  for (; k < d; k += 16) add(load16(row + k, columns_from(k, d)), 0);
+  const double squares = sum_lanes((acc[0] + acc[1]) + (acc[2] + acc[3]));
   if (!(squares <= __DBL_MAX__)) return {nullptr, 0, 0, 0};
   if (squares == 0.0) return {row, 0, 0, 0};
   const double norm = __builtin_sqrt(squares);

@@ -3,6 +3,7 @@
 #include "cpu/gram_kernel.hpp"
 
 #include "cpu/amx_digits.hpp"
+#include "cpu/gram_bf16.hpp"
 
 namespace aniso::cpu::ANISO_ISA {
 namespace {
@@ -33,8 +34,6 @@ class Block {
   }
 
  private:
-  static constexpr int64_t BAND = 48;
-
   void scale_rows(int64_t first) {
     float* largest = scratch_.largest + member_ * 2 * scratch_.padded;
     for (int64_t k = 0; k < 2 * scratch_.padded; ++k) largest[k] = 0.0f;
@@ -226,10 +225,11 @@ class Block {
   /// against a band of others, whose digits stay in the second. The sums of a pair are promoted
   /// while the next one is multiplied.
   void multiply(double* sums) const {
-    const int64_t panels = scratch_.padded / GRAM_PANEL, bands = (panels + BAND - 1) / BAND;
+    const int64_t panels = scratch_.padded / GRAM_PANEL,
+                  bands = (panels + GRAM_BAND - 1) / GRAM_BAND;
     for (int64_t item; (item = team_take(team_)) < panels * bands;) {
-      const int64_t panel = panels - 1 - item % panels, first = item / panels * BAND;
-      const int64_t last = first + BAND < panel + 1 ? first + BAND : panel + 1;
+      const int64_t panel = panels - 1 - item % panels, first = item / panels * GRAM_BAND;
+      const int64_t last = first + GRAM_BAND < panel + 1 ? first + GRAM_BAND : panel + 1;
       if (first < last) multiply_panel(panel, first, last, sums);
     }
   }
@@ -245,7 +245,7 @@ class Block {
       add_products<S>(left, right, steps_, found, [&] { before.promote(rows_between()); });
       before.promote(GRAM_PANEL);
       before = Promotion{&found, scratch_.factors + panel * GRAM_PANEL,
-                         scratch_.factors + other * GRAM_PANEL, place_of(panel, other, sums)};
+                         scratch_.factors + other * GRAM_PANEL, gram_place(sums, panel, other)};
     }
     before.promote(GRAM_PANEL);
   }
@@ -253,12 +253,6 @@ class Block {
   /// Rows of a tile to promote at each of the three stops of a step.
   int rows_between() const {
     return static_cast<int>((GRAM_PANEL + 3 * steps_ - 1) / (3 * steps_));
-  }
-
-  static double* place_of(int64_t panel, int64_t other, double* sums) {
-    const int64_t group = panel / 2, square = group * (group + 1) / 2 + other / 2;
-    return sums + (square * GRAM_GROUP + panel % 2 * GRAM_PANEL) * GRAM_GROUP +
-           other % 2 * GRAM_PANEL;
   }
 
   /// sums += Σ_w products[w] 2^(-8w) · row factor · column factor, some rows at a time. What stands
@@ -318,6 +312,24 @@ void run(const RowsView& rows, const MaskView& mask, const GramScratch& scratch,
   }
 }
 
+/// Blocks of bfloat16 rows as they are; those of very different norms by their digits.
+template <bool RAW, bool UNIT>
+void run_bf16(const RowsView& rows, const MaskView& mask, const GramScratch& scratch, Team& team,
+              int member) {
+  constexpr int64_t ROWS = GRAM_BF16_ROWS;
+  Bf16Block<RAW, UNIT> block(rows, mask, scratch, team, member);
+  Block<bf16, GRAM_HALF.digits> digits(rows, mask, scratch, team, member);
+  for (int64_t first = 0; first < rows.n; first += ROWS) {
+    const int64_t count = rows.n - first < ROWS ? rows.n - first : ROWS;
+    if (block.run(first, count)) continue;
+    for (int64_t part = 0; part < count; part += GRAM_HALF.rows) {
+      const int64_t left = count - part;
+      digits.run(first + part, left < GRAM_HALF.rows ? left : GRAM_HALF.rows);
+    }
+  }
+  if (member == 0) block.settle();
+}
+
 }  // namespace
 
 void gram_member(const RowsView& rows, const MaskView& mask, const GramScratch& scratch, Team& team,
@@ -327,8 +339,12 @@ void gram_member(const RowsView& rows, const MaskView& mask, const GramScratch& 
     run<float, GRAM_SINGLE.digits>(rows, mask, scratch, team, member, GRAM_SINGLE.rows);
   } else if (rows.dtype == DType::f16) {
     run<f16, GRAM_HALF.digits>(rows, mask, scratch, team, member, GRAM_HALF.rows);
+  } else if (scratch.sums[0] == nullptr) {
+    run_bf16<false, true>(rows, mask, scratch, team, member);
+  } else if (scratch.sums[1] == nullptr) {
+    run_bf16<true, false>(rows, mask, scratch, team, member);
   } else {
-    run<bf16, GRAM_HALF.digits>(rows, mask, scratch, team, member, GRAM_HALF.rows);
+    run_bf16<true, true>(rows, mask, scratch, team, member);
   }
 }
 
