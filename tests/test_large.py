@@ -21,7 +21,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 aniso.cosine_histogram(torch.randn(300, 768), bins=2048)
-x = torch.randn(20000, 768) + 0.3
+x = torch.randn(20000, 768).add_(0.3)
 before = peak()
 assert aniso.cosine_histogram(x, bins=2048).pairs == 20000 * 19999 // 2
 print((peak() - before) / 1024)

@@ -12,7 +12,7 @@ namespace aniso::cpu {
 namespace {
 
 /// Adds the lower triangle of 32 × 32 squares to both halves of a [d, d] matrix.
-void add_symmetric(const double* squares, int64_t d, double* out) {
+[[maybe_unused]] void add_symmetric(const double* squares, int64_t d, double* out) {
   constexpr int64_t W = GRAM_GROUP;
   for (int64_t group = 0; group * W < d; ++group) {
     for (int64_t other = 0; other <= group; ++other) {
@@ -29,7 +29,7 @@ void add_symmetric(const double* squares, int64_t d, double* out) {
 }
 
 /// A bfloat16 number near x.
-float nearest_bf16(float x) {
+[[maybe_unused]] float nearest_bf16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   bits = (bits + 0x8000) & 0xffff0000u;
