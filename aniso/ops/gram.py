@@ -129,8 +129,10 @@ def gram(x: Any, *, normalize: bool = False, center: bool = False, mask: Any = N
             not bool [n].
 
     Time O(n d²), memory O(d²). Equivalent to `reference.gram`. On a CPU with a matrix unit (AMX),
-    rows of float32 are taken to 47 bits of each column's largest value in a block of rows (as good
-    as float64), rows of half precision to 23 bits, and their products added exactly.
+    rows of float32 are taken to 39 bits of each column's largest value in a block of rows (G to
+    some 1e-12/√n of its norm), rows of float16 to 23 bits, and their products added exactly. Rows
+    of bfloat16 are multiplied as they are, by numbers of 16 bits when `normalize`, and a block of
+    products added in float32: G to some 1e-5/√n, or like float16 where rows hardly vary.
 
     Example:
         >>> gram(torch.eye(2))
@@ -158,7 +160,7 @@ def _choose(x: Tensor) -> Backend:
     if x.device.type not in ("cpu", "cuda"):
         raise InputError(f"x lies on {x.device}; move it to a CPU or a CUDA device")
     if x.device.type == "cpu" and _native.has_amx and x.dtype != torch.float64:
-        return Backend("cpu-amx", "exact products of 8-bit digits on this processor's matrix unit")
+        return Backend("cpu-amx", "products of digits, or of bfloat16 rows, on the matrix unit")
     return Backend("torch", "matrix products of float64 blocks")
 
 

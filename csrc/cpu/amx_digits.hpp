@@ -34,88 +34,60 @@ inline __mmask16 columns_from(int64_t k, int64_t d) {
   return left >= 16 ? 0xffff : static_cast<__mmask16>((1u << (left > 0 ? left : 0)) - 1);
 }
 
-// Exact sums of a tile by weight, the last one lightest: digits i and j have weight i + j. Besides
-// the first S weights, the next one counts where it does not average out.
+// Exact sums of a tile by weight, the last one lightest: digits i and j have weight i + j. Three
+// digits of half-precision numbers are often round: there the weight beyond the last digit counts
+// too, as it does not average out.
 template <int S>
-constexpr int WEIGHTS = S + 1;
+constexpr int WEIGHTS = S == 3 ? 4 : S;
 template <int S>
 using TileSums = int32_t[WEIGHTS<S>][256];
 
 #define LOAD_LEFT(digit) _tile_loadd(6, a + (digit) * TILE_BYTES, 64)
 #define LOAD_RIGHT(digit) _tile_loadd(7, b + (digit) * TILE_BYTES, 64)
-#define MULTIPLY(sum, order) \
-  _tile_dpbssd(sum, 6, 7);   \
-  ask_for_next<S>(a, b, order)
+#define MULTIPLY(sum) _tile_dpbssd(sum, 6, 7)
 
-/// Some of the next step's cache lines with every product: asked for evenly, they arrive in time.
-template <int S>
-inline void ask_for_next(const int8_t* a, const int8_t* b, int order) {
-  constexpr int LINES = S * TILE_BYTES / 64, PRODUCTS = S == 6 ? 21 : 8;
-#pragma GCC unroll 8
-  for (int i = order * LINES / PRODUCTS; i < (order + 1) * LINES / PRODUCTS; ++i) {
-    __builtin_prefetch(a + S * TILE_BYTES + 64 * i);
-    __builtin_prefetch(b + S * TILE_BYTES + 64 * i);
-  }
-}
-
-/// Adds the products of the digits of two panels over all steps. The order keeps products onto one
-/// sum apart (a product takes 52 cycles, one starts every 16) and reloads one operand at a time.
-template <int S>
-void add_products(const int8_t* a, const int8_t* b, int64_t steps, TileSums<S>& sums);
-
-template <>
-inline void add_products<6>(const int8_t* a, const int8_t* b, int64_t steps, TileSums<6>& sums) {
-  constexpr int64_t S = 6;
+/// See add_products. Digit 0 of the right panel stays in register 5 for a step.
+template <class Between>
+void add_five(const int8_t* a, const int8_t* b, int64_t steps, TileSums<5>& sums, Between between) {
+  constexpr int64_t S = 5;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   _tile_zero(4);
-  _tile_zero(5);
   for (int64_t step = 0; step < steps; ++step) {
+    _tile_loadd(5, b, 64);
+    LOAD_LEFT(0);
+    _tile_dpbssd(0, 6, 5);
+    LOAD_RIGHT(4);
+    MULTIPLY(4);
+    LOAD_RIGHT(1);
+    MULTIPLY(1);
+    LOAD_RIGHT(3);
+    MULTIPLY(3);
+    LOAD_RIGHT(2);
+    MULTIPLY(2);
+    between();
     LOAD_LEFT(1);
-    LOAD_RIGHT(2);
-    MULTIPLY(3, 0);
+    MULTIPLY(3);
+    _tile_dpbssd(1, 6, 5);
+    LOAD_RIGHT(3);
+    MULTIPLY(4);
     LOAD_RIGHT(1);
-    MULTIPLY(2, 1);
-    LOAD_RIGHT(4);
-    MULTIPLY(5, 2);
-    LOAD_RIGHT(3);
-    MULTIPLY(4, 3);
-    LOAD_RIGHT(0);
-    MULTIPLY(1, 4);
-    LOAD_LEFT(3);
-    MULTIPLY(3, 5);
-    LOAD_LEFT(5);
-    MULTIPLY(5, 6);
+    MULTIPLY(2);
     LOAD_LEFT(2);
-    MULTIPLY(2, 7);
-    LOAD_LEFT(4);
-    MULTIPLY(4, 8);
-    LOAD_LEFT(0);
-    MULTIPLY(0, 9);
-    LOAD_RIGHT(5);
-    MULTIPLY(5, 10);
-    LOAD_RIGHT(3);
-    MULTIPLY(3, 11);
-    LOAD_RIGHT(4);
-    MULTIPLY(4, 12);
-    LOAD_RIGHT(1);
-    MULTIPLY(1, 13);
-    LOAD_LEFT(4);
-    MULTIPLY(5, 14);
-    LOAD_LEFT(2);
-    MULTIPLY(3, 15);
-    LOAD_LEFT(3);
-    MULTIPLY(4, 16);
+    MULTIPLY(3);
+    between();
     LOAD_RIGHT(2);
-    MULTIPLY(5, 17);
-    LOAD_LEFT(0);
-    MULTIPLY(2, 18);
-    LOAD_LEFT(2);
-    MULTIPLY(4, 19);
-    LOAD_RIGHT(3);
-    MULTIPLY(5, 20);
+    MULTIPLY(4);
+    _tile_dpbssd(2, 6, 5);
+    LOAD_LEFT(4);
+    _tile_dpbssd(4, 6, 5);
+    LOAD_LEFT(3);
+    _tile_dpbssd(3, 6, 5);
+    LOAD_RIGHT(1);
+    MULTIPLY(4);
+    between();
     a += S * TILE_BYTES;
     b += S * TILE_BYTES;
   }
@@ -124,11 +96,12 @@ inline void add_products<6>(const int8_t* a, const int8_t* b, int64_t steps, Til
   _tile_stored(2, sums[2], 64);
   _tile_stored(3, sums[3], 64);
   _tile_stored(4, sums[4], 64);
-  _tile_stored(5, sums[5], 64);
 }
 
-template <>
-inline void add_products<3>(const int8_t* a, const int8_t* b, int64_t steps, TileSums<3>& sums) {
+/// See add_products.
+template <class Between>
+void add_three(const int8_t* a, const int8_t* b, int64_t steps, TileSums<3>& sums,
+               Between between) {
   constexpr int64_t S = 3;
   _tile_zero(0);
   _tile_zero(1);
@@ -138,22 +111,22 @@ inline void add_products<3>(const int8_t* a, const int8_t* b, int64_t steps, Til
   for (int64_t step = 0; step < steps; ++step) {
     LOAD_LEFT(1);
     LOAD_RIGHT(2);
-    MULTIPLY(3, 0);
+    MULTIPLY(3);
     _tile_loadd(5, b + TILE_BYTES, 64);
     _tile_dpbssd(4, 6, 5);
-    ask_for_next<S>(a, b, 1);
     LOAD_RIGHT(0);
-    MULTIPLY(1, 2);
+    MULTIPLY(1);
+    between();
     LOAD_LEFT(2);
-    MULTIPLY(2, 3);
+    MULTIPLY(2);
     _tile_dpbssd(3, 6, 5);
-    ask_for_next<S>(a, b, 4);
+    between();
     LOAD_LEFT(0);
-    MULTIPLY(0, 5);
+    MULTIPLY(0);
     _tile_dpbssd(1, 6, 5);
-    ask_for_next<S>(a, b, 6);
     LOAD_RIGHT(2);
-    MULTIPLY(2, 7);
+    MULTIPLY(2);
+    between();
     a += S * TILE_BYTES;
     b += S * TILE_BYTES;
   }
@@ -166,18 +139,36 @@ inline void add_products<3>(const int8_t* a, const int8_t* b, int64_t steps, Til
   for (int i = 0; i < 256; ++i) sums[2][i] += more[i];
 }
 
+/// Adds the products of the digits of two panels over all steps; calls between() three times a
+/// step, for other work while the matrix unit is busy. The order reloads one operand at a time.
+template <int S, class Between>
+void add_products(const int8_t* a, const int8_t* b, int64_t steps, TileSums<S>& sums,
+                  Between between) {
+  if constexpr (S == 5) {
+    add_five(a, b, steps, sums, between);
+  } else {
+    add_three(a, b, steps, sums, between);
+  }
+}
+
 /// The direction of a row in float32: see RowScale. row is null when a value is not finite.
 /// Squares of float32 and half-precision values are exact in float64 and never leave its range.
 template <class T>
 RowScale direction_of(const T* row, int64_t d) {
-  __m512d acc[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
-  for (int64_t k = 0; k < d; k += 16) {
-    const __m512 x = load16(row + k, columns_from(k, d));
+  __m512d acc[4] = {_mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd(),
+                    _mm512_setzero_pd()};
+  const auto add = [&](__m512 x, int at) {
     const __m512d low = low_as_f64(x), high = high_as_f64(x);
-    acc[0] = _mm512_fmadd_pd(low, low, acc[0]);
-    acc[1] = _mm512_fmadd_pd(high, high, acc[1]);
+    acc[at] = _mm512_fmadd_pd(low, low, acc[at]);
+    acc[at + 1] = _mm512_fmadd_pd(high, high, acc[at + 1]);
+  };
+  int64_t k = 0;
+  for (; k + 32 <= d; k += 32) {
+    add(load16(row + k, 0xffff), 0);
+    add(load16(row + k + 16, 0xffff), 2);
   }
-  const double squares = sum_lanes(acc[0] + acc[1]);
+  for (; k < d; k += 16) add(load16(row + k, columns_from(k, d)), 0);
+  const double squares = sum_lanes((acc[0] + acc[1]) + (acc[2] + acc[3]));
   if (!(squares <= __DBL_MAX__)) return {nullptr, 0, 0, 0};
   if (squares == 0.0) return {row, 0, 0, 0};
   const double norm = __builtin_sqrt(squares);

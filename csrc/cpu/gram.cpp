@@ -1,6 +1,7 @@
 #include "cpu/gram.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 #include "common/aligned.hpp"
 #include "common/parallel.hpp"
@@ -11,7 +12,7 @@ namespace aniso::cpu {
 namespace {
 
 /// Adds the lower triangle of 32 × 32 squares to both halves of a [d, d] matrix.
-void add_symmetric(const double* squares, int64_t d, double* out) {
+[[maybe_unused]] void add_symmetric(const double* squares, int64_t d, double* out) {
   constexpr int64_t W = GRAM_GROUP;
   for (int64_t group = 0; group * W < d; ++group) {
     for (int64_t other = 0; other <= group; ++other) {
@@ -27,6 +28,15 @@ void add_symmetric(const double* squares, int64_t d, double* out) {
   }
 }
 
+/// A bfloat16 number near x.
+[[maybe_unused]] float nearest_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits = (bits + 0x8000) & 0xffff0000u;
+  std::memcpy(&x, &bits, sizeof bits);
+  return x;
+}
+
 }  // namespace
 
 void gram(const RowsView& rows, const MaskView& mask, const double* pilot, double* raw,
@@ -34,7 +44,9 @@ void gram(const RowsView& rows, const MaskView& mask, const double* pilot, doubl
 #if defined(ANISO_AMX)
   const GramPlan plan = rows.dtype == DType::f32 ? GRAM_SINGLE : GRAM_HALF;
   const int64_t groups = (rows.d + GRAM_GROUP - 1) / GRAM_GROUP, padded = groups * GRAM_GROUP;
-  const int64_t panels = padded / GRAM_PANEL, digits = plan.digits * plan.rows * padded;
+  const int64_t panels = padded / GRAM_PANEL,
+                digits = padded *
+                         (rows.dtype == DType::bf16 ? 6 * GRAM_BF16_ROWS : plan.digits * plan.rows);
   const int64_t squares = groups * (groups + 1) / 2 * GRAM_GROUP * GRAM_GROUP;
   const int members = static_cast<int>(std::min<int64_t>(std::max(threads, 1), groups));
   double* const outs[2] = {raw, unit};
@@ -45,6 +57,18 @@ void gram(const RowsView& rows, const MaskView& mask, const double* pilot, doubl
   AlignedArray<double> factors(padded), column_totals(2 * padded), noises(2 * panels);
   AlignedArray<double> raw_sums(raw == nullptr ? 0 : squares);
   AlignedArray<double> unit_sums(unit == nullptr ? 0 : squares);
+  AlignedArray<GramRow> bf16_rows(GRAM_BF16_ROWS + GRAM_GROUP);
+  AlignedArray<int16_t> extremes(members * 2 * padded);
+  AlignedArray<float> exponents(2 * members);
+  AlignedArray<double> vectors(10 * padded + 8 + 2 * panels);
+  double* const vector = vectors.data();
+  double* const numbers = vector + 10 * padded;
+  const GramBf16 bf16{
+      bf16_rows.data(), extremes.data(),
+      exponents.data(), vector,
+      numbers,          {vector + padded, vector + 2 * padded, vector + 3 * padded},
+      numbers + 4,      {vector + 4 * padded, vector + 5 * padded, vector + 6 * padded},
+      numbers + 8,      {vector + 7 * padded, vector + 8 * padded, vector + 9 * padded}};
   const GramScratch scratch{
       padded,
       {left.data(), right.data()},
@@ -55,12 +79,14 @@ void gram(const RowsView& rows, const MaskView& mask, const double* pilot, doubl
       {column_totals.data(), column_totals.data() + padded},
       {noises.data(), noises.data() + panels},
       {raw == nullptr ? nullptr : raw_sums.data(), unit == nullptr ? nullptr : unit_sums.data()},
-      zero_row.data()};
+      zero_row.data(),
+      bf16};
   for (int which = 0; which < 2; ++which) {
     for (int64_t k = 0; k < rows.d; ++k) {
       scratch.pilots[which][k] = static_cast<float>(pilot[which * rows.d + k]);
     }
   }
+  for (int64_t k = 0; k < rows.d; ++k) bf16.pilot[k] = nearest_bf16(scratch.pilots[0][k]);
   Team team{members};
   parallel_parts(members, members, [&](int member, int64_t, int64_t) {
     amx::gram_member(rows, mask, scratch, team, member);

@@ -3,34 +3,10 @@
 #include "cpu/gram_kernel.hpp"
 
 #include "cpu/amx_digits.hpp"
+#include "cpu/gram_bf16.hpp"
 
 namespace aniso::cpu::ANISO_ISA {
 namespace {
-
-/// Squares of digit 3 (of 6) of two groups: too light for the first weights, but all of one sign on
-/// the diagonal and between columns that agree.
-void add_squares(const int8_t* a, const int8_t* b, int64_t steps, TileSums<6> (&sums)[4]) {
-  constexpr int64_t STEP = 6 * TILE_BYTES;
-  const int64_t panel = steps * STEP;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t at = 3 * TILE_BYTES; at < panel; at += STEP) {
-    _tile_loadd(4, a + at, 64);
-    _tile_loadd(6, b + at, 64);
-    _tile_dpbssd(0, 4, 6);
-    _tile_loadd(5, a + at + panel, 64);
-    _tile_dpbssd(2, 5, 6);
-    _tile_loadd(7, b + at + panel, 64);
-    _tile_dpbssd(1, 4, 7);
-    _tile_dpbssd(3, 5, 7);
-  }
-  _tile_stored(0, sums[0][6], 64);
-  _tile_stored(1, sums[1][6], 64);
-  _tile_stored(2, sums[2][6], 64);
-  _tile_stored(3, sums[3][6], 64);
-}
 
 /// One block of rows on its way through the phases.
 template <class T, int S>
@@ -125,8 +101,11 @@ class Block {
       scratch_.factors[panel * GRAM_PANEL + k] =
           values[k] == 0.0f ? 0.0 : __builtin_scalbn(1.0, 2 * DIGIT_BITS - exponent);
     }
-    // Rounding errors lie evenly within half a unit of the last digit: variance 1/12.
-    scratch_.noise[unit][panel] += noise * static_cast<double>(count_) / 12.0;
+    // Rounding errors lie evenly within half a unit of the last digit: variance 1/12. With five
+    // digits the products left out, four of two digits, add at random what rounding by 1.5 would,
+    // in columns whose largest value is five times the typical one.
+    constexpr double VARIANCE = S == 5 ? 1.0 / 12.0 + 1.5 : 1.0 / 12.0;
+    scratch_.noise[unit][panel] += noise * static_cast<double>(count_) * VARIANCE;
     return _mm512_loadu_ps(exponents);
   }
 
@@ -147,8 +126,8 @@ class Block {
           fix<unit>(scratch_.scales[step * GRAM_STEP + quad * 4 + i], first, columns, exponents,
                     high[i], low[i], sums);
         }
-        store_digits(high, tiles[1] + quad * 64);
-        if (S == 6) store_digits(low, tiles[1] + 3 * TILE_BYTES + quad * 64);
+        store_digits<3>(high, tiles[1] + quad * 64);
+        if (S == 5) store_digits<2>(low, tiles[1] + 3 * TILE_BYTES + quad * 64);
       }
       for (int digit = 0; digit < S; ++digit) {
         transpose(tiles[1] + digit * TILE_BYTES, tiles[0] + digit * TILE_BYTES);
@@ -164,7 +143,7 @@ class Block {
     __m512d settled[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
 
     void settle() {
-      const __m512d down = _mm512_set1_pd(0x1p-24);
+      const __m512d down = _mm512_set1_pd(0x1p-16);
       for (int half = 0; half < 2; ++half) {
         const __m512d tail = _mm512_cvtepi32_pd(half_of(low, half));
         const __m512d head = _mm512_cvtepi32_pd(half_of(high, half));
@@ -209,20 +188,22 @@ class Block {
     rest = _mm512_scalef_ps(rest - (sum - centred), exponents);
     x = _mm512_scalef_ps(sum, exponents);
     __m512i v = _mm512_cvtps_epi32(x);
-    if (S == 6) {
+    if (S == 5) {
+      const __m512i low_signs = _mm512_set1_epi32(0x8080);
       rest = rest + (x - _mm512_cvtepi32_ps(v));
-      __m512i u = _mm512_cvtps_epi32(rest * 0x1p24f);
-      u = _mm512_add_epi32(u, signs);
-      v = _mm512_add_epi32(v, _mm512_srai_epi32(u, 24));
-      low = _mm512_xor_si512(u, signs);
-      const __m512i digits = _mm512_and_si512(u, _mm512_set1_epi32(0xffffff));
-      sums.low = _mm512_add_epi32(sums.low, _mm512_sub_epi32(digits, signs));
+      __m512i u = _mm512_cvtps_epi32(rest * 0x1p16f);
+      u = _mm512_add_epi32(u, low_signs);
+      v = _mm512_add_epi32(v, _mm512_srai_epi32(u, 16));
+      const __m512i digits = _mm512_and_si512(u, _mm512_set1_epi32(0xffff));
+      low = _mm512_xor_si512(digits, low_signs);
+      sums.low = _mm512_add_epi32(sums.low, _mm512_sub_epi32(digits, low_signs));
     }
     sums.high = _mm512_add_epi32(sums.high, v);
     high = _mm512_xor_si512(_mm512_add_epi32(v, signs), signs);
   }
 
-  /// Digits 0 to 2 (bytes 2 to 0) of four rows, four rows to a 32-bit word.
+  /// The lowest `count` bytes of four rows as digits, highest first, four rows to a 32-bit word.
+  template <int count>
   static void store_digits(const __m512i (&u)[4], int8_t* out) {
     const auto select = [](uint32_t mask, __m512i yes, __m512i no) {
       return _mm512_ternarylogic_epi32(_mm512_set1_epi32(static_cast<int>(mask)), yes, no, 0xca);
@@ -231,53 +212,71 @@ class Block {
     const __m512i even23 = select(0xff00ff00, _mm512_slli_epi32(u[3], 8), u[2]);
     const __m512i odd01 = select(0x0000ff00, u[1], _mm512_srli_epi32(u[0], 8));
     const __m512i odd23 = select(0x0000ff00, u[3], _mm512_srli_epi32(u[2], 8));
-    constexpr int64_t plane = TILE_BYTES;
-    _mm512_store_si512(out, select(0xffff0000, even23, _mm512_srli_epi32(even01, 16)));
-    _mm512_store_si512(out + plane, select(0xffff0000, _mm512_slli_epi32(odd23, 16), odd01));
-    _mm512_store_si512(out + 2 * plane, select(0xffff0000, _mm512_slli_epi32(even23, 16), even01));
+    int8_t* last = out + (count - 1) * TILE_BYTES;
+    if (count == 3) {
+      _mm512_store_si512(out, select(0xffff0000, even23, _mm512_srli_epi32(even01, 16)));
+    }
+    const __m512i odd = select(0xffff0000, _mm512_slli_epi32(odd23, 16), odd01);
+    _mm512_store_si512(last - TILE_BYTES, odd);
+    _mm512_store_si512(last, select(0xffff0000, _mm512_slli_epi32(even23, 16), even01));
   }
 
-  /// All pairs of groups on or below the diagonal, a group against a band of others at a time, so
-  /// that the band's digits stay in the second-level cache.
+  /// All pairs of panels on or below the diagonal: a panel, which stays in the first-level cache,
+  /// against a band of others, whose digits stay in the second. The sums of a pair are promoted
+  /// while the next one is multiplied.
   void multiply(double* sums) const {
-    const int64_t groups = scratch_.padded / GRAM_GROUP;
-    const int64_t bands = (groups + GRAM_BAND - 1) / GRAM_BAND;
-    for (int64_t item; (item = team_take(team_)) < groups * bands;) {
-      const int64_t group = item % groups, first = item / groups * GRAM_BAND;
-      const int64_t last = first + GRAM_BAND < group + 1 ? first + GRAM_BAND : group + 1;
-      for (int64_t other = first; other < last; ++other) {
-        square(group, other, sums + (group * (group + 1) / 2 + other) * GRAM_GROUP * GRAM_GROUP);
-      }
+    const int64_t panels = scratch_.padded / GRAM_PANEL,
+                  bands = (panels + GRAM_BAND - 1) / GRAM_BAND;
+    for (int64_t item; (item = team_take(team_)) < panels * bands;) {
+      const int64_t panel = panels - 1 - item % panels, first = item / panels * GRAM_BAND;
+      const int64_t last = first + GRAM_BAND < panel + 1 ? first + GRAM_BAND : panel + 1;
+      if (first < last) multiply_panel(panel, first, last, sums);
     }
   }
 
-  void square(int64_t group, int64_t other, double* sums) const {
-    alignas(64) TileSums<S> products[4];
-    const int64_t panel = S * steps_ * TILE_BYTES;
-    const int8_t* left = scratch_.digits[0] + 2 * group * panel;
-    const int8_t* right = scratch_.digits[1] + 2 * other * panel;
-    for (int tile = 0; tile < 4; ++tile) {
-      add_products<S>(left + tile / 2 * panel, right + tile % 2 * panel, steps_, products[tile]);
+  void multiply_panel(int64_t panel, int64_t first, int64_t last, double* sums) const {
+    alignas(64) TileSums<S> products[2];
+    const int64_t bytes = S * steps_ * TILE_BYTES;
+    const int8_t* left = scratch_.digits[0] + panel * bytes;
+    Promotion before{};
+    for (int64_t other = first; other < last; ++other) {
+      TileSums<S>& found = products[other % 2];
+      const int8_t* right = scratch_.digits[1] + other * bytes;
+      add_products<S>(left, right, steps_, found, [&] { before.promote(rows_between()); });
+      before.promote(GRAM_PANEL);
+      before = Promotion{&found, scratch_.factors + panel * GRAM_PANEL,
+                         scratch_.factors + other * GRAM_PANEL, gram_place(sums, panel, other)};
     }
-    if constexpr (S == 6) add_squares(left, right, steps_, products);
-    for (int tile = 0; tile < 4; ++tile) {
-      const int64_t row = tile / 2 * GRAM_PANEL, column = tile % 2 * GRAM_PANEL;
-      promote(products[tile], scratch_.factors + group * GRAM_GROUP + row,
-              scratch_.factors + other * GRAM_GROUP + column, sums + row * GRAM_GROUP + column);
-    }
+    before.promote(GRAM_PANEL);
   }
 
-  /// sums += Σ_w products[w] 2^(-8w) · row factor · column factor. What stands below 2^(-8) (S = 3)
-  /// or 2^(-24) (S = 6) of the first weight is added in float32: its rounding lies beyond the
-  /// digits.
-  static void promote(const TileSums<S>& products, const double* row_factors,
-                      const double* column_factors, double* sums) {
-    constexpr int EXACT = S == 6 ? 3 : 1;
-    const __m512d down = _mm512_set1_pd(0x1p-8);
-    for (int i = 0; i < 16; ++i) {
+  /// Rows of a tile to promote at each of the three stops of a step.
+  int rows_between() const {
+    return static_cast<int>((GRAM_PANEL + 3 * steps_ - 1) / (3 * steps_));
+  }
+
+  /// sums += Σ_w products[w] 2^(-8w) · row factor · column factor, some rows at a time. What stands
+  /// below 2^(-8) of the first weight (S = 3: below 1) is added in float32: its rounding lies
+  /// beyond the digits.
+  struct Promotion {
+    const TileSums<S>* products;
+    const double* row_factors;
+    const double* column_factors;
+    double* sums;
+    int next = 0;
+
+    void promote(int64_t rows) {
+      if (products == nullptr) return;
+      const int end = next + rows < GRAM_PANEL ? static_cast<int>(next + rows) : GRAM_PANEL;
+      for (; next < end; ++next) promote_row(next);
+    }
+
+    void promote_row(int i) const {
+      constexpr int EXACT = S == 5 ? 2 : 1;
+      const __m512d down = _mm512_set1_pd(0x1p-8);
       __m512 tail = _mm512_setzero_ps();
-      for (int weight = S; weight >= EXACT; --weight) {
-        const __m512 product = _mm512_cvtepi32_ps(_mm512_load_si512(&products[weight][16 * i]));
+      for (int weight = WEIGHTS<S> - 1; weight >= EXACT; --weight) {
+        const __m512 product = _mm512_cvtepi32_ps(_mm512_load_si512(&(*products)[weight][16 * i]));
         tail = _mm512_fmadd_ps(tail, _mm512_set1_ps(0x1p-8f), product);
       }
       const __m512d row_factor = _mm512_set1_pd(row_factors[i]);
@@ -285,7 +284,7 @@ class Block {
         __m512d total = half == 0 ? low_as_f64(tail) : high_as_f64(tail);
         for (int weight = EXACT - 1; weight >= 0; --weight) {
           const __m512d product = _mm512_cvtepi32_pd(_mm256_load_si256(
-              reinterpret_cast<const __m256i*>(&products[weight][16 * i + 8 * half])));
+              reinterpret_cast<const __m256i*>(&(*products)[weight][16 * i + 8 * half])));
           total = _mm512_fmadd_pd(total, down, product);
         }
         double* out = sums + i * GRAM_GROUP + 8 * half;
@@ -293,7 +292,7 @@ class Block {
         _mm512_storeu_pd(out, _mm512_fmadd_pd(total, factor, _mm512_loadu_pd(out)));
       }
     }
-  }
+  };
 
   const RowsView& rows_;
   const MaskView& mask_;
@@ -313,6 +312,24 @@ void run(const RowsView& rows, const MaskView& mask, const GramScratch& scratch,
   }
 }
 
+/// Blocks of bfloat16 rows as they are; those of very different norms by their digits.
+template <bool RAW, bool UNIT>
+void run_bf16(const RowsView& rows, const MaskView& mask, const GramScratch& scratch, Team& team,
+              int member) {
+  constexpr int64_t ROWS = GRAM_BF16_ROWS;
+  Bf16Block<RAW, UNIT> block(rows, mask, scratch, team, member);
+  Block<bf16, GRAM_HALF.digits> digits(rows, mask, scratch, team, member);
+  for (int64_t first = 0; first < rows.n; first += ROWS) {
+    const int64_t count = rows.n - first < ROWS ? rows.n - first : ROWS;
+    if (block.run(first, count)) continue;
+    for (int64_t part = 0; part < count; part += GRAM_HALF.rows) {
+      const int64_t left = count - part;
+      digits.run(first + part, left < GRAM_HALF.rows ? left : GRAM_HALF.rows);
+    }
+  }
+  if (member == 0) block.settle();
+}
+
 }  // namespace
 
 void gram_member(const RowsView& rows, const MaskView& mask, const GramScratch& scratch, Team& team,
@@ -322,8 +339,12 @@ void gram_member(const RowsView& rows, const MaskView& mask, const GramScratch& 
     run<float, GRAM_SINGLE.digits>(rows, mask, scratch, team, member, GRAM_SINGLE.rows);
   } else if (rows.dtype == DType::f16) {
     run<f16, GRAM_HALF.digits>(rows, mask, scratch, team, member, GRAM_HALF.rows);
+  } else if (scratch.sums[0] == nullptr) {
+    run_bf16<false, true>(rows, mask, scratch, team, member);
+  } else if (scratch.sums[1] == nullptr) {
+    run_bf16<true, false>(rows, mask, scratch, team, member);
   } else {
-    run<bf16, GRAM_HALF.digits>(rows, mask, scratch, team, member, GRAM_HALF.rows);
+    run_bf16<true, true>(rows, mask, scratch, team, member);
   }
 }
 

@@ -15,6 +15,7 @@ template <class T>
 struct Packing {
   static constexpr int64_t STEP_COLUMNS = 64;
   static constexpr int64_t STEP_BYTES = DIGITS * TILE_BYTES;
+  static constexpr int64_t SIDE = 1;
   typedef TileSums<DIGITS> Sums;
 
   /// Digits of one row into its place in a panel, step after step; returns its scale.
@@ -44,11 +45,12 @@ struct Packing {
     return static_cast<float>(__builtin_scalbn(1.0, 16 - exponent));
   }
 
-  static void multiply(const int8_t* a, const int8_t* b, int64_t panel, int64_t steps,
-                       Sums (&sums)[4]) {
-    for (int tile = 0; tile < 4; ++tile) {
-      add_products<DIGITS>(a + tile / 2 * panel, b + tile % 2 * panel, steps, sums[tile]);
-    }
+  /// Products of a panel and a panel of partners; calls between() STOPS times a step.
+  static constexpr int64_t STOPS = 3;
+  template <class Between>
+  static void multiply(const int8_t* a, const int8_t* b, int64_t, int64_t steps, Sums (&sums)[1],
+                       Between between) {
+    add_products<DIGITS>(a, b, steps, sums[0], between);
   }
 
   static __m512 row_of(const Sums& sums, int i) {
@@ -65,6 +67,7 @@ template <>
 struct Packing<bf16> {
   static constexpr int64_t STEP_COLUMNS = 32;
   static constexpr int64_t STEP_BYTES = TILE_BYTES;
+  static constexpr int64_t SIDE = 2;
   typedef float Sums[256];
 
   static float pack(const bf16* row, int64_t d, int8_t* out) {
@@ -78,8 +81,11 @@ struct Packing<bf16> {
     return static_cast<float>(__builtin_scalbn(direction.inverse, exponent));
   }
 
+  /// Products of two panels and two panels of partners; calls between() STOPS times a step.
+  static constexpr int64_t STOPS = 1;
+  template <class Between>
   static void multiply(const int8_t* a, const int8_t* b, int64_t panel, int64_t steps,
-                       Sums (&sums)[4]) {
+                       Sums (&sums)[4], Between between) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -93,6 +99,7 @@ struct Packing<bf16> {
       _tile_loadd(7, b + at + panel, 64);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
+      between();
     }
     _tile_stored(0, sums[0], 64);
     _tile_stored(1, sums[1], 64);
@@ -110,6 +117,7 @@ class Counter {
       : plan_(plan),
         member_(member),
         bins_(bins),
+        some_outside_(low > -1.0 || high < 1.0),
         low_(_mm512_set1_ps(static_cast<float>(low))),
         high_(_mm512_set1_ps(static_cast<float>(high))),
         per_unit_(_mm512_set1_ps(static_cast<float>(bins / (high - low)))),
@@ -128,11 +136,10 @@ class Counter {
     // Bin k is counter k + 1: what lies below low by less than a bin truncates to 0.
     __m512i bin = _mm512_cvttps_epi32((cosine - low_) * per_unit_ + one);
     bin = _mm512_min_epi32(_mm512_max_epi32(bin, _mm512_setzero_si512()), last);
-    const __mmask16 below = _mm512_cmp_ps_mask(cosine, low_, _CMP_LT_OQ);
-    const __mmask16 above = _mm512_cmp_ps_mask(cosine, high_, _CMP_GT_OQ);
-    bin = _mm512_mask_set1_epi32(bin, below, 0);
-    bin = _mm512_mask_set1_epi32(bin, above, static_cast<int>(bins_) + 1);
-    bin = _mm512_mask_set1_epi32(bin, static_cast<__mmask16>(~kept), static_cast<int>(bins_) + 2);
+    if (some_outside_) bin = move_outside(cosine, bin);
+    if (kept != 0xffff) {
+      bin = _mm512_mask_set1_epi32(bin, static_cast<__mmask16>(~kept), static_cast<int>(bins_) + 2);
+    }
     alignas(64) int32_t at[16];
     _mm512_store_si512(at, _mm512_add_epi32(bin, _mm512_load_si512(copies_)));
 #pragma GCC unroll 16
@@ -151,9 +158,18 @@ class Counter {
   }
 
  private:
+  /// The counters of cosines below low and above high.
+  __m512i move_outside(__m512 cosine, __m512i bin) const {
+    const __mmask16 below = _mm512_cmp_ps_mask(cosine, low_, _CMP_LT_OQ);
+    const __mmask16 above = _mm512_cmp_ps_mask(cosine, high_, _CMP_GT_OQ);
+    bin = _mm512_mask_set1_epi32(bin, below, 0);
+    return _mm512_mask_set1_epi32(bin, above, static_cast<int>(bins_) + 1);
+  }
+
   const PairPlan& plan_;
   PairMember& member_;
   int64_t bins_;
+  bool some_outside_;
   __m512 low_, high_, per_unit_, least_, largest_;
   alignas(64) int32_t copies_[16];
 };
@@ -195,6 +211,7 @@ class Pairs {
 
  private:
   typedef Packing<T> P;
+  static constexpr int64_t TILES = P::SIDE * P::SIDE, SIDE = P::SIDE * PAIR_PANEL;
 
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -228,29 +245,46 @@ class Pairs {
       pack_panel(b_, block + panel * PAIR_PANEL, packed, member_.block_scale + panel * PAIR_PANEL);
       for (int64_t at = 0; at < panel_; at += TILE_BYTES) transpose(packed + at, packed + at);
     }
-    for (int64_t i = 0; i < count; i += PAIR_GROUP) {
-      for (int64_t j = 0; j < partners; j += PAIR_GROUP) {
-        if (self_ && block + j > first + i) break;
-        add_square(first, i, block, j);
+    alignas(64) typename P::Sums sums[2][TILES];
+    Counting before{};
+    int turn = 0;
+    for (int64_t i = 0; i < count; i += SIDE) {
+      const int64_t end = self_ ? least(partners, first + i - block + 1) : partners;
+      for (int64_t j = 0; j < end; j += SIDE, turn ^= 1) {
+        P::multiply(scratch_.chunk + i / PAIR_PANEL * panel_,
+                    member_.block + j / PAIR_PANEL * panel_, panel_, steps_, sums[turn],
+                    [&] { count_rows(before, rows_between()); });
+        count_rows(before, TILES * PAIR_PANEL);
+        before = {sums[turn], i, j, first + i, block + j, 0};
       }
     }
+    count_rows(before, TILES * PAIR_PANEL);
   }
 
-  /// 32 rows of the chunk against 32 partners.
-  void add_square(int64_t first, int64_t i, int64_t block, int64_t j) {
-    alignas(64) typename P::Sums sums[4];
-    P::multiply(scratch_.chunk + i / PAIR_PANEL * panel_, member_.block + j / PAIR_PANEL * panel_,
-                panel_, steps_, sums);
-    const bool whole = first + i + PAIR_GROUP <= a_.n && block + j + PAIR_GROUP <= b_.n &&
-                       !(self_ && block + j == first + i);
-    for (int tile = 0; tile < 4; ++tile) {
-      const int64_t row = i + tile / 2 * PAIR_PANEL, partner = j + tile % 2 * PAIR_PANEL;
-      const __m512 scales = _mm512_loadu_ps(member_.block_scale + partner);
-      for (int r = 0; r < PAIR_PANEL; ++r) {
-        const __m512 scale = _mm512_set1_ps(scratch_.chunk_scale[row + r]) * scales;
-        const __mmask16 kept = whole ? 0xffff : partners_of(first + row + r, block + partner);
-        counter_.add(P::row_of(sums[tile], r) * scale, kept);
-      }
+  /// Tiles multiplied together, counted row by row while the next ones are multiplied.
+  struct Counting {
+    const typename P::Sums* sums;
+    int64_t row, partner;              // places in the chunk and in the block
+    int64_t first_row, first_partner;  // and in a and b
+    int64_t next;
+  };
+
+  /// Rows to count at each stop of a multiplication.
+  int64_t rows_between() const {
+    const int64_t stops = P::STOPS * steps_;
+    return (TILES * PAIR_PANEL + stops - 1) / stops;
+  }
+
+  void count_rows(Counting& tiles, int64_t rows) {
+    if (tiles.sums == nullptr) return;
+    const int64_t end = least(tiles.next + rows, TILES * PAIR_PANEL);
+    for (; tiles.next < end; ++tiles.next) {
+      const int64_t tile = tiles.next / PAIR_PANEL, r = tiles.next % PAIR_PANEL;
+      const int64_t row = tile / P::SIDE * PAIR_PANEL + r, partner = tile % P::SIDE * PAIR_PANEL;
+      const __m512 scale = _mm512_set1_ps(scratch_.chunk_scale[tiles.row + row]) *
+                           _mm512_loadu_ps(member_.block_scale + tiles.partner + partner);
+      counter_.add(P::row_of(tiles.sums[tile], static_cast<int>(r)) * scale,
+                   partners_of(tiles.first_row + row, tiles.first_partner + partner));
     }
   }
 
