@@ -169,3 +169,62 @@ class Grams:
         """Second moments of both row sets, about one pilot; neither operand changes."""
         pairs = zip(self.tensors()[1:], other.tensors()[1:], strict=True)
         return Grams(self.pilot, *(mine + theirs for mine, theirs in pairs))
+
+
+@dataclass
+class GroupMoments:
+    """Sums over the rows of every group; ids ascend and grow as groups come.
+
+    Attributes:
+        ids: The groups' own ids, [G] int64.
+        counts: Rows with a direction, [G] int64.
+        sums: Σx of them, [G, d] float64.
+        unit_sums: Σx̂, [G, d] float64.
+        square_norms: Σ‖x‖², [G] float64.
+        rows: Finite rows in a group, those without a direction included, [1] int64.
+    """
+
+    ids: Tensor
+    counts: Tensor
+    sums: Tensor
+    unit_sums: Tensor
+    square_norms: Tensor
+    rows: Tensor
+
+    @classmethod
+    def zeros(cls, dim: int, device: torch.device | str = "cpu", groups: int = 0) -> GroupMoments:
+        """No rows; `groups` groups of id 0."""
+        double = torch.zeros(0, dtype=torch.float64, device=device)
+        ids = torch.zeros(groups, dtype=torch.int64, device=device)
+        return cls(
+            ids=ids,
+            counts=torch.zeros_like(ids),
+            sums=double.new_zeros(groups, dim),
+            unit_sums=double.new_zeros(groups, dim),
+            square_norms=double.new_zeros(groups),
+            rows=ids.new_zeros(1),
+        )
+
+    def covering(self, ids: Tensor) -> GroupMoments:
+        """The same sums with room for these ids too; itself where it has them all."""
+        union = torch.cat([self.ids, ids.to(self.ids.device)]).unique()
+        if len(union) == len(self.ids):
+            return self
+        wider = GroupMoments.zeros(self.sums.shape[1], self.ids.device, len(union))
+        where = torch.searchsorted(union, self.ids)
+        for name in ("counts", "sums", "unit_sums", "square_norms"):
+            getattr(wider, name)[where] = getattr(self, name)
+        wider.ids, wider.rows = union, self.rows.clone()
+        return wider
+
+    def merge(self, other: GroupMoments) -> GroupMoments:
+        """The sums of both row sets; neither changes."""
+        merged = self.covering(other.ids)
+        if merged is self:
+            merged = GroupMoments(**{name: tensor.clone() for name, tensor in vars(self).items()})
+        where = torch.searchsorted(merged.ids, other.ids.to(merged.ids.device))
+        for name in ("counts", "sums", "unit_sums", "square_norms"):
+            theirs = getattr(other, name)
+            getattr(merged, name).index_add_(0, where, theirs.to(merged.ids.device))
+        merged.rows += other.rows.to(merged.ids.device)
+        return merged

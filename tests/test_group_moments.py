@@ -15,6 +15,7 @@ from rows import DTYPES, close, spoiled
 
 import aniso
 from aniso import _native, reference
+from aniso.errors import InputError
 from aniso.ops import group_moments, group_moments_into
 from aniso.ops._runs import runs_of
 
@@ -386,3 +387,53 @@ def test_gpu_equals_reference(n, d, count, dtype, backend, monkeypatch):
     assert counts.tolist() == cpu_counts.tolist()
     close(products, cpu_products, max(n, 1) * d)
     close(total, cpu_total, max(n, 1))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_state_with_groups_equals_the_function(parts, tmp_path):
+    torch.manual_seed(parts)
+    x, ids = torch.randn(300, 20) + 0.5, torch.randint(-1, 12, (300,)) * 1_000_003
+    x[5], ids[5] = 0, 0
+    mask = torch.rand(300) > 0.2
+    mask[5] = True
+    pieces = [slice(i * 300 // parts, (i + 1) * 300 // parts) for i in range(parts)]
+    states = []
+    for piece in pieces:
+        states.append(aniso.LayerState(20, gram=False, groups=True))
+        states[-1].update(x[piece], mask[piece], ids[piece])
+    merged = states[0]
+    for state in states[1:]:
+        merged = merged + state
+    merged.save(tmp_path / "a.state.safetensors")
+    loaded = aniso.LayerState.load(tmp_path / "a.state.safetensors")
+    expected = aniso.group_cosine(x, ids, mask=mask)
+    for found in (merged.group_cosine(), loaded.group_cosine()):
+        assert (found.rows, found.zero_rows, found.groups) == (
+            expected.rows,
+            expected.zero_rows,
+            expected.groups,
+        )
+        for name in ("ids", "counts", "per_group", "intra_similarity"):
+            assert torch.allclose(
+                getattr(found, name).double(), getattr(expected, name).double(), equal_nan=True
+            )
+        for name in ("within", "within_mean", "between"):
+            assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-12)
+    merged.reset()
+    assert merged.group_cosine().groups == 0
+
+
+def test_state_updates_grow_groups_in_place():
+    state = aniso.LayerState(4, groups=True)
+    for ids in ([3, 1], [1, 7], [0, 3]):
+        state.update(torch.randn(2, 4), groups=torch.tensor(ids))
+    assert state.group_cosine().ids.tolist() == [0, 1, 3, 7]
+    assert state.group_cosine().counts.tolist() == [1, 2, 2, 1]
+    with pytest.raises(InputError, match="keeps groups, but none are given"):
+        state.update(torch.randn(2, 4))
+    with pytest.raises(InputError, match="keeps no groups"):
+        aniso.LayerState(4).update(torch.randn(2, 4), groups=torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="keeps no groups"):
+        aniso.LayerState(4).group_cosine()
+    with pytest.raises(InputError, match="cannot merge"):
+        state.merge(aniso.LayerState(4))

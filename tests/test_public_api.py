@@ -93,7 +93,7 @@ SIGNATURES = {
     "SketchState": "(dim, size, *, seed=0, device='cpu')",
     "SoftDecay": "(alpha=-0.6, *, mode='paper', trainable=False)",
     "AllButTheTop": "(top=1)",
-    "LayerState": "(dim, *, gram=True, device='cpu')",
+    "LayerState": "(dim, *, gram=True, groups=False, device='cpu')",
     "RowSample": "(size, dim, *, seed=0)",
     "PairedState": "(dim_x, dim_y, *, device='cpu')",
 }

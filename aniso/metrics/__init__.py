@@ -3,7 +3,12 @@
 from aniso.metrics._registry import METRICS, Metric
 from aniso.metrics.cosine_histogram import CosineHistogram, cosine_histogram, cosine_quantile
 from aniso.metrics.cosine_stats import CosineStats, cosine_stats
-from aniso.metrics.groups import GroupCosine, first_token_cosine, group_cosine
+from aniso.metrics.groups import (
+    GroupCosine,
+    cosines_of_groups,
+    first_token_cosine,
+    group_cosine,
+)
 from aniso.metrics.layer import LayerMetrics, layer_metrics
 from aniso.metrics.neighbourhood import lsds, rbf_distance, token_uniformity
 from aniso.metrics.pair_design import PairDesign
@@ -53,6 +58,7 @@ __all__ = [
     "cosine_histogram",
     "cosine_quantile",
     "cosine_stats",
+    "cosines_of_groups",
     "distribution_band",
     "first_token_cosine",
     "group_cosine",

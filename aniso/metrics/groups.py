@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aniso.moments import RowMoments
+from aniso.moments import GroupMoments, RowMoments
 from aniso.ops import group_products, row_moments_into
 from aniso.ops._arrays import as_tensor, check_mask, check_rows, require_finite, restore_kind
 from aniso.ops._runs import check_groups, runs_of
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aniso.ops._runs import Runs
+
+
+# Keeps 0/0 out of the sums of groups that are all zero.
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -83,22 +87,47 @@ def group_cosine(x: Any, groups: Any, *, mask: Any = None) -> GroupCosine:
     rows, runs = _walk(x, groups, mask)
     counts, products, total = group_products(rows, runs)
     zero_rows = _zero_rows(rows, runs, counts)
+    found = _cosines(runs.slot, counts, products, total, (len(runs.order), zero_rows))
+    kind = restore_kind(x)
+    arrays = ("ids", "counts", "per_group", "intra_similarity")
+    return replace(found, **{name: kind(getattr(found, name)) for name in arrays})
+
+
+def cosines_of_groups(moments: GroupMoments) -> GroupCosine:
+    """`group_cosine` of all rows whose sums these are; its arrays are torch tensors.
+
+    Time and memory O(G d).
+    """
+    unit, total = moments.unit_sums, moments.unit_sums.sum(0)
+    means = moments.sums / moments.sums.abs().amax(dim=1, keepdim=True).clamp(min=_TINY)
+    products = [(a * b).sum(1) for a, b in ((unit, unit), (unit, means), (means, means))]
+    rows = int(moments.rows)
+    left_out = rows - int(moments.counts.sum())
+    return _cosines(moments.ids, moments.counts, torch.stack(products, 1), total, (rows, left_out))
+
+
+def _cosines(
+    ids: Tensor, counts: Tensor, products: Tensor, total: Tensor, rows: tuple[int, int]
+) -> GroupCosine:
+    """The cosines from products [G, 3]: ‖ŝ‖², ŝ·m and ‖m‖² of every group, m a multiple of Σx.
+
+    total is Σx̂ of all; rows are those kept, and those of them without a direction.
+    """
     square, aligned, mean_square = products.unbind(1)
     inner, pairs = square - counts, (counts * (counts - 1)).double()
     per_group = torch.where(counts > 1, inner / pairs, math.nan)
     n = int(counts.sum())
-    kind = restore_kind(x)
     return GroupCosine(
         within=_ratio(inner[counts > 1].sum(), pairs.sum()),
         within_mean=_ratio(per_group.nansum(), (counts > 1).sum()),
         between=_ratio(total @ total - square.sum(), n * n - (counts * counts).sum()),
-        rows=len(runs.order),
-        zero_rows=zero_rows,
+        rows=rows[0],
+        zero_rows=rows[1],
         groups=len(counts),
-        ids=kind(runs.slot),
-        counts=kind(counts),
-        per_group=kind(per_group),
-        intra_similarity=kind(aligned / (counts * mean_square.sqrt())),
+        ids=ids,
+        counts=counts,
+        per_group=per_group,
+        intra_similarity=aligned / (counts * mean_square.sqrt()),
     )
 
 

@@ -11,10 +11,12 @@ from torch import Tensor
 from aniso import _native
 from aniso.errors import InputError
 from aniso.ops._arrays import check_mask, check_rows, unit_columns
+from aniso.ops._double import finite_rows
 from aniso.ops._runs import check_groups, runs_of
 from aniso.ops.backend import compiled_backend, register_chooser
 
 if TYPE_CHECKING:
+    from aniso.moments import GroupMoments
     from aniso.ops._runs import DividedRuns, Runs
 
 # One thread of a CPU, or one block of a GPU, sums a run. Longer runs are divided, into at most
@@ -79,6 +81,20 @@ def _group_moments_fake(
 ) -> None:
     torch._check(x.ndim == 2, lambda: "rows are [n, d]")
     torch._check(index.shape[0] == x.shape[0], lambda: "index and rows differ in n")
+
+
+def add_rows(moments: GroupMoments, x: Tensor, mask: Tensor | None, groups: Tensor) -> GroupMoments:
+    """The moments with rows x [n, d] added: in place, or wider where groups [n] int64 are new."""
+    member = groups >= 0 if mask is None else (groups >= 0) & mask
+    wider = moments.covering(groups[member].unique())
+    index = torch.where(member, torch.searchsorted(wider.ids, groups), -1)
+    before = wider.counts.sum()
+    outputs = (wider.counts, wider.sums, wider.unit_sums, wider.square_norms)
+    group_moments_into(x, None, index, *outputs)
+    added, members = wider.counts.sum() - before, member.sum()
+    # Rows without a direction are zero, or not finite.
+    wider.rows += added if added == members else finite_rows(x, member).sum()
+    return wider
 
 
 def group_products(x: Tensor, runs: Runs) -> tuple[Tensor, Tensor, Tensor]:

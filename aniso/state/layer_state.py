@@ -6,11 +6,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aniso.errors import InputError
-from aniso.metrics import LayerMetrics, PrincipalAxes, layer_metrics, principal_axes
-from aniso.moments import Grams, RowMoments
+from aniso.metrics import (
+    GroupCosine,
+    LayerMetrics,
+    PrincipalAxes,
+    cosines_of_groups,
+    layer_metrics,
+    principal_axes,
+)
+from aniso.moments import Grams, GroupMoments, RowMoments
 from aniso.ops import gram_into, row_moments_into
 from aniso.ops._arrays import as_tensor, check_mask, check_rows
+from aniso.ops._runs import check_groups
 from aniso.ops.gram import pilot_of
+from aniso.ops.group_moments import add_rows
 from aniso.state.file import load_state, save_state, take_over
 from aniso.state.sources import Block, Sources
 
@@ -29,6 +38,8 @@ class LayerState:
     Args:
         dim: d, the width of the rows.
         gram: Keep Σxxᵀ and Σx̂x̂ᵀ: variance of the cosine and all spectra need them.
+        groups: Keep sums per group of rows (token, sentence, position), 16 d bytes for each
+            group that comes: `group_cosine` needs them.
         device: Where the sums live; rows are brought there.
 
     Raises:
@@ -41,7 +52,14 @@ class LayerState:
         0.0
     """
 
-    def __init__(self, dim: int, *, gram: bool = True, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        gram: bool = True,
+        groups: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if dim < 1:
             raise InputError(f"dim is {dim}; it is the width of the rows, at least 1")
         self.moments = RowMoments.zeros(dim, device)
@@ -52,6 +70,7 @@ class LayerState:
                 f"the two Gram matrices of {dim:,} columns need {16 * dim**2 / 1e9:,.0f} GB, "
                 "which cannot be had; leave them out (gram=False, --no-gram)"
             ) from error
+        self.groups = GroupMoments.zeros(dim, device) if groups else None
         self.sources = Sources()
 
     @property
@@ -65,12 +84,16 @@ class LayerState:
         device: torch.device = self.moments.sums.device
         return device
 
-    def update(self, x: Any, mask: Any = None, *, block: Block | None = None) -> None:
+    def update(
+        self, x: Any, mask: Any = None, groups: Any = None, *, block: Block | None = None
+    ) -> None:
         """Adds rows.
 
         Args:
             x: Rows, [n, d] or [..., d], float64/float32/float16/bfloat16.
             mask: Rows to keep, bool, x's shape without its last axis.
+            groups: Group of every row, int64 or int32, x's shape without its last axis; negative:
+                in no group. Needed by a state with groups, and only by such.
             block: Where the rows come from; rows of a known block never count twice.
 
         Raises:
@@ -93,12 +116,24 @@ class LayerState:
         sources = self.sources if block is None else self.sources.add(block)
         rows = rows.to(self.device)
         kept = None if keep is None else check_mask(keep.reshape(-1), rows)
+        ids = self._ids(groups, rows)
         if self.grams is not None and not self.moments.rows:
             self.grams.pilot.copy_(pilot_of(rows, kept))
         row_moments_into(rows, kept, *self.moments.tensors())
         if self.grams is not None:
             gram_into(rows, kept, *self.grams.tensors())
+        if ids is not None and self.groups is not None:
+            self.groups = add_rows(self.groups, rows, kept, ids)
         self.sources = sources
+
+    def _ids(self, groups: Any, rows: Tensor) -> Tensor | None:
+        if (groups is None) != (self.groups is None):
+            what = "keeps groups, but none are given" if groups is None else "keeps no groups"
+            raise InputError(f"this state {what}; build it with groups={groups is not None}")
+        if groups is None:
+            return None
+        ids = as_tensor(groups, "groups")
+        return check_groups(ids.reshape(-1), rows)
 
     def merge(self, other: LayerState) -> LayerState:
         """The state of both row sets; neither operand changes.
@@ -109,7 +144,7 @@ class LayerState:
         if not isinstance(other, LayerState) or other is self:
             what = "itself" if other is self else f"a {type(other).__name__}"
             raise InputError(f"cannot merge a state with {what}; pass another LayerState")
-        if (other.dim, other.grams is None) != (self.dim, self.grams is None):
+        if _shape(other) != _shape(self):
             raise InputError(
                 f"cannot merge {_shape(self)} with {_shape(other)}; both must have the same"
             )
@@ -122,6 +157,8 @@ class LayerState:
             # The pilot of a state without rows is none.
             pilot = self.grams.pilot if self.moments.rows else theirs.pilot
             merged.grams = replace(self.grams, pilot=pilot).merge(theirs.about(pilot, counts))
+        if self.groups is not None and other.groups is not None:
+            merged.groups = self.groups.merge(other.groups)
         return merged
 
     def __add__(self, other: LayerState) -> LayerState:
@@ -130,14 +167,24 @@ class LayerState:
 
     def reset(self) -> None:
         """Forgets all rows."""
-        self.load_state_dict(
-            LayerState(self.dim, gram=self.grams is not None, device=self.device).state_dict()
-        )
+        gram, groups = self.grams is not None, self.groups is not None
+        fresh = LayerState(self.dim, gram=gram, groups=groups, device=self.device)
+        self.load_state_dict(fresh.state_dict())
         self.sources = Sources()
 
     def compute(self) -> LayerMetrics:
         """All metrics of the rows seen so far. Time O(d³)."""
         return layer_metrics(self.moments, self.grams)
+
+    def group_cosine(self) -> GroupCosine:
+        """Cosines within and between the groups seen so far, as the function `group_cosine`.
+
+        Raises:
+            InputError: a state without groups.
+        """
+        if self.groups is None:
+            raise InputError("this state keeps no groups; build it with groups=True")
+        return cosines_of_groups(self.groups)
 
     def principal_axes(self, k: int, *, center: bool = False) -> PrincipalAxes:
         """The k leading singular values and right vectors of all rows seen; exact, no rows kept.
@@ -162,6 +209,8 @@ class LayerState:
         tensors = dict(vars(self.moments))
         if self.grams is not None:
             tensors |= {f"gram_{name}": tensor for name, tensor in vars(self.grams).items()}
+        if self.groups is not None:
+            tensors |= {f"group_{name}": tensor for name, tensor in vars(self.groups).items()}
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -170,6 +219,9 @@ class LayerState:
         Raises:
             InputError: names or shapes that do not belong to this state.
         """
+        if self.groups is not None and "group_ids" in tensors:
+            wanted = len(tensors["group_ids"])
+            self.groups = GroupMoments.zeros(self.dim, self.device, wanted)
         take_over(self.state_dict(), tensors, _shape(self))
 
     def save(self, path: str | Path, *, layer: str | None = None) -> None:
@@ -184,7 +236,8 @@ class LayerState:
             InputError: no such file, not a state, damaged, or of a newer schema.
         """
         tensors, sources = load_state(path)
-        state = cls(tensors["sums"].shape[1], gram="gram_raw" in tensors)
+        gram, groups = "gram_raw" in tensors, "group_ids" in tensors
+        state = cls(tensors["sums"].shape[1], gram=gram, groups=groups)
         state.load_state_dict(tensors)
         state.sources = sources
         return state
@@ -194,4 +247,5 @@ class LayerState:
 
 
 def _shape(state: LayerState) -> str:
-    return f"dim {state.dim} {'without' if state.grams is None else 'with'} Gram"
+    kept = [name for name, part in (("Gram", state.grams), ("groups", state.groups)) if part]
+    return f"dim {state.dim} {'with ' + ' and '.join(kept) if kept else 'without Gram'}"
