@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import aniso
+from aniso import _native
 from aniso.errors import InputError
+from aniso.ops.batched_svd import METHODS
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (3, 3), (8, 20), (20, 8), (33, 65), (128, 40), (64, 64)]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -124,3 +126,35 @@ def test_factorisation_compiles_without_graph_breaks():
     compiled = torch.compile(product, fullgraph=True, backend="aot_eager")
     u, s, vh = compiled(x)
     assert torch.allclose((u * s[:, None, :]) @ vh, x, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 20), (2, 20, 12)])
+def test_larger_matrices_go_to_torch_and_say_so(shape, monkeypatch):
+    monkeypatch.setattr(_native, "batched_svd_max_side", 8)
+    x = torch.randn(shape)
+    u, s, vh = factors = aniso.svd(x)
+    assert factors.certificate.method == "torch"
+    assert "beyond 8 on its short side" in aniso.select_backend("batched_svd", x).reason
+    assert torch.allclose((u * s[:, None, :]) @ vh, x, atol=1e-5)
+    assert (factors.certificate.residual < 1e-13).all()
+    values, certificate = aniso.svdvals(x, certificate=True)
+    assert torch.allclose(values, torch.linalg.svdvals(x))
+    assert (certificate.lower <= certificate.upper).all()
+    x[0, 0, 0] = float("inf")
+    with pytest.raises(InputError, match=r"matrix \[0\] of x"):
+        aniso.svdvals(x)
+
+
+def test_matrices_without_convergence_go_to_torch(monkeypatch):
+    kernel = _native.batched_svd_cpu
+
+    def gives_up(*arguments, **options):
+        kernel(*arguments, **options)
+        arguments[6][1] = METHODS.index("torch")
+        arguments[1][1] = 0.0
+
+    monkeypatch.setattr(_native, "batched_svd_cpu", gives_up)
+    x = torch.randn(3, 6, 9)
+    factors = aniso.svd(x)
+    assert torch.allclose(factors.S, torch.linalg.svdvals(x))
+    assert factors.certificate.method == "gram: 2 matrices; torch: 1 matrices"
