@@ -33,9 +33,10 @@ def gram_cpu(
     totals: Any,
     noise: Any,
     threads: int,
+    isa: str,
 ) -> None: ...
 def pair_histogram_cpu(
-    a: Any, b: Any, low: float, high: float, counts: Any, extremes: Any, threads: int
+    a: Any, b: Any, low: float, high: float, counts: Any, extremes: Any, threads: int, isa: str
 ) -> None: ...
 def group_moments_cpu(
     x: Any, runs: Any, outputs: Any, scale: float, threads: int, isa: str

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from aniso import _native, reference
 from aniso.moments import Grams
 from aniso.ops import gram_into
 from aniso.ops.gram import pilot_of
+
+plain = import_module("aniso.ops.gram")
 
 # Rounding to 39 (float32) or 23 bits (float16) of a column's largest value, on one or both sides,
 # and products of digits beyond the last: a few units of the last bit of few rows at worst. bfloat16
@@ -138,12 +141,37 @@ def test_strided_rows_and_masks(dtype):
         close(grams(x, mask).raw, expected, len(x), tolerance=TOLERANCE.get(dtype))
 
 
-def test_blocks_add_up(monkeypatch):
-    from sys import modules
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_plain_path_equals_reference(dtype, monkeypatch):
+    """What runs on a device without a kernel."""
+    monkeypatch.setattr(plain, "_choose", lambda _: aniso.Backend("torch", "as asked"))
+    monkeypatch.setattr(plain, "_BLOCK_ELEMENTS", 100)
+    assert_float64_grams(dtype)
 
-    monkeypatch.setattr(modules["aniso.ops.gram"], "_BLOCK_ELEMENTS", 100)
-    x = torch.randn(333, 17, dtype=torch.float64)
-    close(aniso.gram(x), reference.gram(x), 333)
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa, dtype, monkeypatch):
+    name, known = f"cpu-{isa}", ("baseline", "avx2", "avx512")
+    monkeypatch.setattr(plain, "_choose", lambda _: aniso.Backend(name, "as asked"))
+    if known.index(isa) > known.index(_native.isa):
+        with pytest.raises(ValueError, match=isa):
+            grams(torch.randn(3, 3).to(dtype))
+        return
+    assert_float64_grams(dtype)
+
+
+def assert_float64_grams(dtype):
+    x, mask = spoiled(700, 57, dtype), torch.rand(700) > 0.3
+    sums, moments = grams(x, mask), reference.row_moments(x, mask)
+    close(sums.raw, reference.gram(x, mask), 700, "raw")
+    close(sums.unit, reference.gram(x, mask, normalize=True), 700, "unit")
+    close(sums.totals, torch.stack([moments.sum, moments.unit_sum]), 700, "totals")
+    assert torch.equal(sums.raw, sums.raw.T) and torch.equal(sums.unit, sums.unit.T)
+    pilot = torch.randn(2, 57, dtype=torch.float64).float().double()
+    about = grams(x, mask, pilot)
+    counts = (moments.rows, moments.directions)
+    close(about.about(torch.zeros_like(pilot), counts).raw, sums.raw, 700 * 57, "about a pilot")
 
 
 def test_centred_is_the_scatter_about_the_mean():

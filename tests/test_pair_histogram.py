@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from rows import DTYPES, spoiled
 import aniso
 from aniso import reference
 from aniso.ops import pair_histogram_into
+
+plain = import_module("aniso.ops.pair_histogram")
+ISAS = ("baseline", "avx2", "avx512")
 
 # Every cosine is within this of float64; pairs that close to an edge may lie on its other side.
 ERROR = 2e-6
@@ -69,12 +73,34 @@ def test_more_rows_than_a_block_and_a_chunk():
 
 
 def test_plain_path_equals_reference(monkeypatch):
-    monkeypatch.setattr(aniso._native, "has_amx", False)
-    monkeypatch.setattr("aniso.ops.pair_histogram._TILE", 50)
+    """What runs on a device without a kernel."""
+    monkeypatch.setattr(plain, "_choose", lambda _: aniso.Backend("torch", "as asked"))
+    monkeypatch.setattr(plain, "_TILE", 50)
     x, y = torch.randn(173, 40) + 0.2, torch.randn(60, 40)
-    assert aniso.select_backend("pair_histogram", x).name == "torch"
     assert_counts(*count(x), reference.pair_cosines(x))
     assert_counts(*count(x, y, 50, -0.1, 0.2), reference.pair_cosines(x, y), -0.1, 0.2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa, dtype, monkeypatch):
+    name = f"cpu-{isa}"
+    monkeypatch.setattr(plain, "_choose", lambda _: aniso.Backend(name, "as asked"))
+    x, y = (torch.randn(173, 83) + 0.2).to(dtype), torch.randn(61, 83).to(dtype)
+    if ISAS.index(isa) > ISAS.index(aniso._native.isa):
+        with pytest.raises(ValueError, match=isa):
+            count(x)
+        return
+    assert_counts(*count(x), reference.pair_cosines(x))
+    assert_counts(*count(x, y, 50, -0.1, 0.2), reference.pair_cosines(x, y), -0.1, 0.2)
+    long = (torch.randn(9000, 4) + 0.1).to(dtype)
+    assert_counts(*count(long, bins=64), reference.pair_cosines(long))
+
+
+def test_rows_too_wide_for_the_matrix_unit():
+    x = torch.randn(20, aniso._native.pair_histogram_max_dim + 1)
+    assert aniso.select_backend("pair_histogram", x).name == f"cpu-{aniso._native.isa}"
+    assert_counts(*count(x), reference.pair_cosines(x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -50,10 +50,11 @@ def _gram(
     totals: Tensor,
     noise: Tensor,
 ) -> None:
-    if _choose(x).name == "cpu-amx":
-        threads = torch.get_num_threads()
+    backend = _choose(x)
+    if backend.name.startswith("cpu-"):
+        threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
         sums = (raw, unit, totals, noise)
-        _native.gram_cpu(unit_columns(x), mask, pilot, *sums, threads=threads)
+        _native.gram_cpu(unit_columns(x), mask, pilot, *sums, threads=threads, isa=isa)
     else:
         _add_blocks(x, mask, pilot, (raw, unit), totals)
 
@@ -161,6 +162,8 @@ def _choose(x: Tensor) -> Backend:
         raise InputError(f"x lies on {x.device}; move it to a CPU or a CUDA device")
     if x.device.type == "cpu" and _native.has_amx and x.dtype != torch.float64:
         return Backend("cpu-amx", "products of digits, or of bfloat16 rows, on the matrix unit")
+    if x.device.type == "cpu":
+        return Backend(f"cpu-{_native.isa}", "float64 products of columns, a triangle of them")
     return Backend("torch", "matrix products of float64 blocks")
 
 

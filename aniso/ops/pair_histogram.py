@@ -41,9 +41,10 @@ def _pair_histogram(
     a, b = _multipliable(a), None if b is None else _multipliable(b)
     if b is not None and a.dtype != b.dtype:
         a, b = a.float(), b.float()
-    if _choose(a).name == "cpu-amx":
-        threads = torch.get_num_threads()
-        _native.pair_histogram_cpu(a, b, low, high, counts, extremes, threads=threads)
+    backend = _choose(a)
+    if backend.name.startswith("cpu-"):
+        threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
+        _native.pair_histogram_cpu(a, b, low, high, counts, extremes, threads=threads, isa=isa)
     else:
         _count_tiles(a, b, low, high, counts, extremes)
 
@@ -97,6 +98,8 @@ def _choose(x: Tensor) -> Backend:
     fits = x.shape[-1] <= _native.pair_histogram_max_dim
     if x.device.type == "cpu" and _native.has_amx and fits:
         return Backend("cpu-amx", "tiles and counters fused on this processor's matrix unit")
+    if x.device.type == "cpu":
+        return Backend(f"cpu-{_native.isa}", "tiles of float32 and counters fused")
     return Backend("torch", "matrix products of float32 tiles, then a count")
 
 

@@ -6,6 +6,7 @@
 #include "common/aligned.hpp"
 #include "common/parallel.hpp"
 #include "cpu/gram_kernel.hpp"
+#include "cpu/gram_vector_kernel.hpp"
 
 namespace aniso::cpu {
 
@@ -102,6 +103,60 @@ void gram(const RowsView& rows, const MaskView& mask, const double* pilot, doubl
   (void)rows, (void)mask, (void)pilot, (void)raw, (void)unit, (void)totals, (void)noise,
       (void)threads;
 #endif
+}
+
+namespace {
+
+using VectorFunction = void (*)(const RowsView&, const MaskView&, const GramVectorScratch&, Team&,
+                                int);
+
+VectorFunction vector_function([[maybe_unused]] Isa isa) {
+#ifdef ANISO_X86
+  if (isa == Isa::avx512) return avx512::gram_vector_member;
+  if (isa == Isa::avx2) return avx2::gram_vector_member;
+#endif
+  return baseline::gram_vector_member;
+}
+
+/// Adds a lower triangle to both halves of a [d, d] matrix.
+void add_lower(const double* sums, int64_t stride, int64_t d, double* out) {
+  for (int64_t i = 0; i < d; ++i) {
+    for (int64_t j = 0; j <= i; ++j) {
+      out[i * d + j] += sums[i * stride + j];
+      if (i != j) out[j * d + i] += sums[i * stride + j];
+    }
+  }
+}
+
+}  // namespace
+
+void gram_vector(const RowsView& rows, const MaskView& mask, const double* pilot, double* raw,
+                 double* unit, double* totals, int threads, Isa isa) {
+  const int64_t bands = (rows.d + GRAM_VECTOR_BAND - 1) / GRAM_VECTOR_BAND;
+  const int64_t padded = bands * GRAM_VECTOR_BAND;
+  const int members = static_cast<int>(std::min<int64_t>(std::max(threads, 1), bands));
+  double* const outs[2] = {raw, unit};
+  AlignedArray<double> columns(padded * GRAM_VECTOR_ROWS), weights(3 * GRAM_VECTOR_ROWS);
+  AlignedArray<double> column_totals(2 * padded);
+  AlignedArray<double> raw_sums(raw == nullptr ? 0 : padded * padded);
+  AlignedArray<double> unit_sums(unit == nullptr ? 0 : padded * padded);
+  const GramVectorScratch scratch{
+      padded,
+      columns.data(),
+      weights.data(),
+      weights.data() + 2 * GRAM_VECTOR_ROWS,
+      {raw == nullptr ? nullptr : raw_sums.data(), unit == nullptr ? nullptr : unit_sums.data()},
+      {column_totals.data(), column_totals.data() + padded},
+      pilot};
+  const VectorFunction run = vector_function(isa);
+  Team team{members};
+  parallel_parts(members, members,
+                 [&](int member, int64_t, int64_t) { run(rows, mask, scratch, team, member); });
+  for (int which = 0; which < 2; ++which) {
+    if (outs[which] == nullptr) continue;
+    add_lower(scratch.sums[which], padded, rows.d, outs[which]);
+    for (int64_t k = 0; k < rows.d; ++k) totals[which * rows.d + k] += scratch.totals[which][k];
+  }
 }
 
 }  // namespace aniso::cpu

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "common/rows_view.hpp"
+#include "cpu/isa.hpp"
 
 namespace aniso::cpu {
 
@@ -19,5 +20,9 @@ namespace aniso::cpu {
 /// Rows of float32, float16 or bfloat16; masked and non-finite rows are left out. Needs has_amx().
 void gram(const RowsView& rows, const MaskView& mask, const double* pilot, double* raw,
           double* unit, double* totals, double* noise, int threads);
+
+/// The same in float64 vectors, of rows of any dtype; what it rounds away is not worth a note.
+void gram_vector(const RowsView& rows, const MaskView& mask, const double* pilot, double* raw,
+                 double* unit, double* totals, int threads, Isa isa);
 
 }  // namespace aniso::cpu

@@ -16,12 +16,12 @@ int64_t rows_in(int64_t bytes, int64_t row_bytes, int64_t needed) {
   return std::min(whole(needed), std::max(PAIR_GROUP, bytes / row_bytes / PAIR_GROUP * PAIR_GROUP));
 }
 
-}  // namespace
-
-PairPlan pair_plan(const RowsView& a, int64_t bins) {
-  const bool as_is = a.dtype == DType::bf16;
+PairPlan pair_plan(const RowsView& a, int64_t bins, bool amx) {
   PairPlan plan{};
-  plan.row_bytes = as_is ? (a.d + 31) / 32 * 64 : (a.d + 63) / 64 * 64 * 3;
+  plan.row_bytes = (a.d + 15) / 16 * 64;
+  if (amx) {
+    plan.row_bytes = a.dtype == DType::bf16 ? (a.d + 31) / 32 * 64 : (a.d + 63) / 64 * 64 * 3;
+  }
   plan.chunk_rows = rows_in(int64_t{8} << 20, plan.row_bytes, a.n);
   plan.block_rows = rows_in(int64_t{512} << 10, plan.row_bytes, int64_t{1} << 20);
   plan.stride = bins + 3;
@@ -31,10 +31,11 @@ PairPlan pair_plan(const RowsView& a, int64_t bins) {
   return plan;
 }
 
-void pair_histogram([[maybe_unused]] const RowsView& a, [[maybe_unused]] const RowsView* b,
-                    [[maybe_unused]] const BinsView& out, [[maybe_unused]] int threads) {
-#if defined(ANISO_AMX)
-  const PairPlan plan = pair_plan(a, out.bins);
+/// Runs member(scratch, team, number) on every thread and adds up what they counted.
+template <class Member>
+void run_members(const RowsView& a, const BinsView& out, int threads, bool amx,
+                 const Member& run_member) {
+  const PairPlan plan = pair_plan(a, out.bins, amx);
   const int count = std::max(threads, 1);
   AlignedArray<int8_t> chunk(plan.chunk_rows * plan.row_bytes);
   AlignedArray<int8_t> blocks(count * plan.block_rows * plan.row_bytes);
@@ -52,15 +53,44 @@ void pair_histogram([[maybe_unused]] const RowsView& a, [[maybe_unused]] const R
   }
   const PairScratch scratch{plan, chunk.data(), chunk_scale.data(), members.data()};
   Team team{count};
-  parallel_parts(count, count, [&](int member, int64_t, int64_t) {
-    amx::pair_histogram_member(a, b, out.low, out.high, out.bins, scratch, team, member);
-  });
+  parallel_parts(count, count,
+                 [&](int member, int64_t, int64_t) { run_member(scratch, team, member); });
   for (const PairMember& member : members) {
     for (int64_t k = 0; k < out.bins + 2; ++k) out.counts[k] += member.counts[k];
     out.extremes[0] = std::min(out.extremes[0], static_cast<double>(member.least));
     out.extremes[1] = std::max(out.extremes[1], static_cast<double>(member.largest));
   }
+}
+
+using VectorFunction = void (*)(const RowsView&, const RowsView*, const PairBins&,
+                                const PairScratch&, Team&, int);
+
+VectorFunction vector_function([[maybe_unused]] Isa isa) {
+#ifdef ANISO_X86
+  if (isa == Isa::avx512) return avx512::pair_histogram_vector_member;
+  if (isa == Isa::avx2) return avx2::pair_histogram_vector_member;
 #endif
+  return baseline::pair_histogram_vector_member;
+}
+
+}  // namespace
+
+void pair_histogram([[maybe_unused]] const RowsView& a, [[maybe_unused]] const RowsView* b,
+                    [[maybe_unused]] const BinsView& out, [[maybe_unused]] int threads) {
+#if defined(ANISO_AMX)
+  run_members(a, out, threads, true, [&](const PairScratch& scratch, Team& team, int member) {
+    amx::pair_histogram_member(a, b, out.low, out.high, out.bins, scratch, team, member);
+  });
+#endif
+}
+
+void pair_histogram_vector(const RowsView& a, const RowsView* b, const BinsView& out, int threads,
+                           Isa isa) {
+  const PairBins bins{out.low, out.high, out.bins / (out.high - out.low), out.bins};
+  const VectorFunction run = vector_function(isa);
+  run_members(a, out, threads, false, [&](const PairScratch& scratch, Team& team, int member) {
+    run(a, b, bins, scratch, team, member);
+  });
 }
 
 }  // namespace aniso::cpu

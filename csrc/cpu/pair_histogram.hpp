@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/rows_view.hpp"
+#include "cpu/isa.hpp"
 
 namespace aniso::cpu {
 
@@ -21,5 +22,10 @@ constexpr int64_t PAIR_HISTOGRAM_MAX_DIM = 32768;
 /// Rows of float32, float16 or bfloat16, finite, with a direction; bfloat16 rows with norms from
 /// 1e-15 to 1e15. Needs has_amx() and d <= PAIR_HISTOGRAM_MAX_DIM.
 void pair_histogram(const RowsView& a, const RowsView* b, const BinsView& out, int threads);
+
+/// The same in float32 vectors: rows of any dtype and width, finite, with a direction whose square
+/// stays in float64's range.
+void pair_histogram_vector(const RowsView& a, const RowsView* b, const BinsView& out, int threads,
+                           Isa isa);
 
 }  // namespace aniso::cpu

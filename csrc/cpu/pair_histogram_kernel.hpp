@@ -13,7 +13,8 @@ constexpr int64_t PAIR_GROUP = 2 * PAIR_PANEL;
 /// Sizes of one call. A chunk of rows of `a` lies packed for all threads; each thread packs a block
 /// of partner rows after another and multiplies it with the chunk.
 struct PairPlan {
-  int64_t row_bytes;   // of one packed row: bfloat16 as it is, else three digits of every number
+  int64_t row_bytes;   // of one packed row: bfloat16 as it is, or three digits of every number;
+                       // without AMX float32
   int64_t chunk_rows;  // as many as fill 8 MiB
   int64_t block_rows;  // as many as fill 512 KiB, a quarter of the second-level cache
   int64_t stride;  // of one copy of the counters: below, bins, above, and pairs that do not count
@@ -37,12 +38,33 @@ struct PairScratch {
   PairMember* members;
 };
 
-PairPlan pair_plan(const RowsView& a, int64_t bins);
+/// The bins of pair_histogram_vector_member: cosines in [low, high], per_unit bins to a unit.
+struct PairBins {
+  double low;
+  double high;
+  double per_unit;
+  int64_t bins;
+};
 
 namespace amx {
 /// One member's share of a whole call; all members of the team call it at the same time.
 void pair_histogram_member(const RowsView& a, const RowsView* b, double low, double high,
                            int64_t bins, const PairScratch& scratch, Team& team, int member);
 }  // namespace amx
+
+#define ANISO_PAIR_HISTOGRAM_VECTOR                                                             \
+  /** The same in float32 vectors, of rows of any dtype. */                                     \
+  void pair_histogram_vector_member(const RowsView& a, const RowsView* b, const PairBins& bins, \
+                                    const PairScratch& scratch, Team& team, int member);
+namespace baseline {
+ANISO_PAIR_HISTOGRAM_VECTOR
+}
+namespace avx2 {
+ANISO_PAIR_HISTOGRAM_VECTOR
+}
+namespace avx512 {
+ANISO_PAIR_HISTOGRAM_VECTOR
+}
+#undef ANISO_PAIR_HISTOGRAM_VECTOR
 
 }  // namespace aniso::cpu
