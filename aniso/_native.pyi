@@ -67,4 +67,16 @@ def row_moments_cuda(
     workspace: Any,
     stream: int,
 ) -> None: ...
+def spectral_inner_cpu(
+    p: Any,
+    s: Any,
+    values: Any,
+    slopes: Any,
+    at_zero: Any,
+    stretch: Any,
+    by_row: bool,
+    out: Any,
+    threads: int,
+    isa: str,
+) -> None: ...
 def row_moments_workspace_bytes(x: Any) -> int: ...

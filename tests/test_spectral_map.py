@@ -7,6 +7,7 @@ from spectra import RANK_DEFICIENT, SPECTRA, with_spectrum
 from torch import nn
 
 import aniso
+import aniso.ops.spectral_map  # registers its operators
 from aniso import reference
 from aniso.errors import InputError
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from aniso import _native
 from aniso.errors import InputError
 from aniso.ops._arrays import as_tensor, check_matrices, restore_kind
 from aniso.ops.backend import Backend, register_chooser, select_backend
-from aniso.ops.batched_svd import batched_svd_into
+from aniso.ops.batched_svd import batched_svd_into, factor_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,11 +206,11 @@ def _factors(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     U is zero in rows that are not kept. S is 0 where it cannot be told from it. U (m ≤ n) or V
     (m > n) spans all of its space, also where S is 0.
     """
-    u, s, vh = _empty_factors(x)
-    if u.numel() == 0 or vh.numel() == 0:
-        return u, s, vh
-    if mask is None:
+    if mask is None and x.numel():
         return _decompose(x)
+    u, s, vh = _empty_factors(x)
+    if mask is None or x.numel() == 0:
+        return u, s, vh
     order = torch.argsort(~mask, dim=1, stable=True)
     # Packed to the front: left and right padding are one matrix.
     order = order[:, : _packed_rows(x, mask), None]
@@ -226,7 +227,7 @@ def _factors(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
 def _empty_factors(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     b, m, n = x.shape
     k = min(m, n)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = factor_dtype(x)
     u = x.new_zeros((b, m, k), dtype=dtype)
     return u, x.new_zeros((b, k), dtype=torch.float64), x.new_zeros((b, k, n), dtype=dtype)
 
@@ -238,7 +239,9 @@ def _packed_rows(x: Tensor, mask: Tensor) -> int:
 
 
 def _decompose(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    left, values, right = _empty_factors(x)
+    (b, m, n), k = x.shape, min(x.shape[1:])
+    values = x.new_empty((b, k), dtype=torch.float64)
+    left, right = (x.new_empty(shape, dtype=factor_dtype(x)) for shape in ((b, m, k), (b, k, n)))
     bounds, checks = values.new_empty(2, *values.shape), values.new_empty(2, len(x))
     methods = x.new_zeros(len(x), dtype=torch.int8)
     batched_svd_into(x, "normal", values, left, right, bounds, checks, methods)
@@ -319,23 +322,21 @@ def _map_backward(
     changed = _changed_rows(mask, defined)
     c = (grad if changed is None else torch.where(changed, grad, 0)).to(u.dtype)
     wide = u.shape[1] <= vh.shape[2]
-    p = (u.mT @ (c @ vh.mT) if wide else (u.mT @ c) @ vh.mT).double()
-    dvalues = p.diagonal(dim1=1, dim2=2).clone()
+    p = (u.mT @ (c @ vh.mT) if wide else (u.mT @ c) @ vh.mT).to(u.dtype)
+    dvalues = p.diagonal(dim1=1, dim2=2).double().clone()
     if slopes is None or at_zero is None:
         return grad.new_empty(0), dvalues
-    inner = _inner(p, s, values, slopes, at_zero[:, None, None])
-    if top is not None and top.numel():
-        inner[:, 0, 0] += (top * dvalues).sum(dim=1)
     stretch = ratio(values, s, at_zero[:, None])
+    within = _within(p, s, values, slopes, at_zero, stretch, wide)
+    if top is not None and top.numel():
+        within[:, 0, 0] += (top * dvalues).sum(dim=1).to(within.dtype)
     # dX = U(Γ∘P)Vᵀ + U D UᵀC(I − VVᵀ) + (I − UUᵀ)C V D Vᵀ, D = diag(f/σ); one of UUᵀ, VVᵀ is I.
     if wide:
         along = (u * stretch[:, None, :].to(u.dtype)) @ u.mT
-        within = u @ (inner - stretch[:, :, None] * p).to(u.dtype)
-        dx = torch.baddbmm(along @ c, within, vh)
+        dx = torch.baddbmm(along @ c, u @ within, vh)
     else:
         along = vh.mT @ (stretch[:, :, None].to(u.dtype) * vh)
-        within = (inner - p * stretch[:, None, :]).to(u.dtype) @ vh
-        dx = torch.baddbmm(c @ along, u, within)
+        dx = torch.baddbmm(c @ along, u, within @ vh)
     dx = dx.to(grad.dtype)
     return (dx if changed is None else torch.where(changed, dx, grad)), dvalues
 
@@ -356,12 +357,31 @@ def _map_backward_fake(
     return dx, values.new_empty(values.shape)
 
 
-def _inner(p: Tensor, s: Tensor, values: Tensor, slopes: Tensor, at_zero: Tensor) -> Tensor:
-    """Γ⁻∘S + Γ⁺∘A; S and A are the symmetric and skew parts of P. With s_j = 0, Γ⁻ = Γ⁺."""
-    (s_i, s_j), (g_i, g_j) = pairs(s), pairs(values)
-    plus = ratio(g_i + g_j, s_i + s_j, at_zero)
+def _within(
+    p: Tensor,
+    s: Tensor,
+    values: Tensor,
+    slopes: Tensor,
+    at_zero: Tensor,
+    stretch: Tensor,
+    wide: bool,
+) -> Tensor:
+    """Γ⁻∘S + Γ⁺∘A − D P (or P D), like p; S and A are the symmetric and skew parts of P.
+
+    With s_j = 0, Γ⁻ = Γ⁺. In float64 until it is stored.
+    """
+    if p.device.type == "cpu" and p.numel():
+        out, threads = torch.empty_like(p), torch.get_num_threads()
+        given = (t.detach().contiguous() for t in (p, s, values, slopes, at_zero, stretch))
+        p, s, values, slopes, at_zero, stretch = given
+        arguments = (p, s, values, slopes, at_zero, stretch, wide, out)
+        _native.spectral_inner_cpu(*arguments, threads=threads, isa=_native.isa)
+        return out
+    (s_i, s_j), (g_i, g_j), doubles = pairs(s), pairs(values), p.double()
+    plus = ratio(g_i + g_j, s_i + s_j, at_zero[:, None, None])
     minus = torch.where((s_i > 0) & (s_j > 0), slopes, plus)
-    return plus * p + (minus - plus) * (p + p.mT) / 2
+    inner = plus * doubles + (minus - plus) * (doubles + doubles.mT) / 2
+    return (inner - (stretch[:, :, None] if wide else stretch[:, None, :]) * doubles).to(p.dtype)
 
 
 def _keep_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -16,4 +16,5 @@ PYBIND11_MODULE(_native, m) {
   aniso::register_pair_histogram(m);
   aniso::register_group_moments(m);
   aniso::register_row_moments(m);
+  aniso::register_spectral_map(m);
 }

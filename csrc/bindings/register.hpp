@@ -11,5 +11,6 @@ void register_gram(pybind11::module_& m);
 void register_pair_histogram(pybind11::module_& m);
 void register_group_moments(pybind11::module_& m);
 void register_row_moments(pybind11::module_& m);
+void register_spectral_map(pybind11::module_& m);
 
 }  // namespace aniso
