@@ -4,7 +4,7 @@
 #include "cpu/batched_svd_kernel.hpp"
 
 #include "cpu/batched_svd.hpp"
-#include "cpu/tridiagonal.hpp"
+#include "cpu/gram_eigen.hpp"
 
 namespace aniso::cpu::ANISO_ISA {
 namespace {
@@ -15,35 +15,11 @@ constexpr double UNIT = 0x1p-53;
 constexpr double REFINE_BELOW = 4e-6;
 // ... and so are their neighbours up to this share, from which they must be told apart.
 constexpr double TAIL_BELOW = 1e-4;
-// Vectors of eigenvalues closer than this share of the norm are orthogonalised explicitly.
-constexpr double CLUSTER = 1e-5;
-// A vector of which less than this is left by that is not trusted.
-constexpr double LEFT_OVER = 0.5;
 // Rows of B shorter than this share of ‖A‖_F are what rounding left.
 constexpr double NOISE = 1e-15;
 // Jacobi rotations converge in some 6 to 10 sweeps.
 constexpr int MOST_SWEEPS = 60;
-// Reflectors applied at a time.
-constexpr int64_t BLOCK = 48;
 constexpr int PROBES = 8;
-
-/// Hands out parts of the scratch of one matrix.
-class Arena {
- public:
-  explicit Arena(double* base) : next_(base) {}
-  double* take(int64_t count) {
-    double* part = next_;
-    next_ += padded(count);
-    return part;
-  }
-  Matrix matrix(int64_t rows, int64_t columns) {
-    const int64_t stride = tile_stride(columns);
-    return {take(padded_rows(rows) * stride), rows, columns, stride};
-  }
-
- private:
-  double* next_;
-};
 
 /// What is known of one value: σ and its bounds.
 struct Value {
@@ -62,26 +38,12 @@ class Factorization {
         arena_(scratch),
         a_(arena_.matrix(p_, q_)),
         b_(arena_.matrix(p_, q_)),
-        gram_(arena_.matrix(p_, p_)),
-        reflectors_(arena_.matrix(p_, p_)),
         z_(arena_.matrix(p_, p_)),
-        turn_(arena_.matrix(p_, p_)),
-        panel_(arena_.take(PANEL_DEPTH * 24)) {
-    const int64_t n = padded_rows(p_) + SHIFTS;
-    for (double** v :
-         {&t_.d, &t_.e, &tau_, &values_, &norms_, &search_.d, &search_.squares, &found_}) {
-      *v = arena_.take(n);
-    }
-    t_.n = p_;
-    rows_ = arena_.take(3 * gram_.stride);
-    products_ = arena_.take(2 * BLOCK * BLOCK + 2 * BLOCK * padded_rows(p_));
-    block_ = reinterpret_cast<int64_t*>(arena_.take(n));
+        eigen_(arena_, p_) {
+    const int64_t n = padded_rows(p_);
+    norms_ = arena_.take(n);
+    signs_of_rows_ = arena_.take(n);
     order_ = reinterpret_cast<int64_t*>(arena_.take(n));
-    search_.active = reinterpret_cast<int64_t*>(arena_.take(n));
-    search_.brackets = reinterpret_cast<Bracket*>(arena_.take(10 * n));
-    for (f64s** v : {&twist_.above, &twist_.below, &twist_.pivots, &lanes_}) {
-      *v = reinterpret_cast<f64s*>(arena_.take(n * LANES));
-    }
     along_ = arena_.matrix(PROBES, q_);
     for (Matrix* m : {&signs_, &weighted_, &across_, &images_}) *m = arena_.matrix(PROBES, p_);
     bounds_ = reinterpret_cast<Value*>(arena_.take(3 * n));
@@ -107,17 +69,17 @@ class Factorization {
       copy(a_, b_);
       rotate_rows();
     } else {
-      reduce(a_);
+      eigen_.reduce(a_);
       if (sizeof(T) == 8) {
-        eigenvectors(z_, p_, false);
+        eigen_.eigenvectors(z_, p_, false);
         orthogonalize(z_);
         multiply_into(z_, a_, b_);
         rotate_rows();
       } else {
-        find_values(out_.k);
-        const bool fine = !too_small(values_[out_.k - 1]);
+        eigen_.find_values(out_.k);
+        const bool fine = !too_small(eigen_.value(out_.k - 1));
         if (fine && !vectors) return write_values();
-        if (!fine && out_.k < p_) find_values(p_);
+        if (!fine && out_.k < p_) eigen_.find_values(p_);
         decompose(fine ? out_.k : p_, true);
         if (!fine) refine(p_);
       }
@@ -202,197 +164,19 @@ class Factorization {
 
   void multiply_into(const Matrix& left, const Matrix& right, const Matrix& out) const {
     clear(out.from_row(0, left.rows));
-    multiply(left, right, out, panel_);
+    multiply(left, right, out, eigen_.panel());
   }
 
   /// The first `count` rows of z_ and b_, after reduce().
   void decompose(int64_t count, bool fast) {
     count_ = count;
-    eigenvectors(z_, count, fast);
+    eigen_.eigenvectors(z_, count, fast);
     multiply_into(z_.from_row(0, count), a_, b_);
     set_norms(0, count);
   }
 
-  // ---- the symmetric eigenproblem of the rows' Gram matrix ----
-
   bool too_small(double eigenvalue) const {
-    return eigenvalue < REFINE_BELOW * REFINE_BELOW * values_[0];
-  }
-
-  /// The tridiagonal form t_ of rows rowsᵀ.
-  void reduce(const Matrix& rows) {
-    const int64_t n = rows.rows;
-    Matrix gram = gram_;
-    gram.rows = gram.columns = n;
-    dots(rows, rows, gram, true);
-    for (int64_t i = 0; i < n; ++i) {
-      // Diagonal blocks are kept whole.
-      for (int64_t j = i + 1; j < (i / LANES + 1) * LANES && j < n; ++j) {
-        gram.row(i)[j] = gram.row(j)[i];
-      }
-    }
-    t_.n = n;
-    tridiagonalize(gram, t_, reflectors_, tau_, rows_);
-    spread_ = split(t_);
-    find_blocks();
-  }
-
-  /// The largest `count` eigenvalues of t_, descending, into values_.
-  void find_values(int64_t count) {
-    const int64_t n = t_.n;
-    if (blocks_ == 1) {
-      find_eigenvalues(t_.d, t_.e, n, n - count, count, found_, search_);
-      for (int64_t j = 0; j < count; ++j) values_[j] = found_[count - 1 - j];
-    } else {
-      for (int64_t first = 0; first < n; first = end_of(first)) {
-        find_eigenvalues(t_.d + first, t_.e + first, end_of(first) - first, 0,
-                         end_of(first) - first, found_ + first, search_);
-      }
-      sort_descending(found_, n);
-      for (int64_t j = 0; j < n; ++j) values_[j] = found_[order_[j]];
-    }
-  }
-
-  /// block_[i]: where the unreduced block that holds row i begins.
-  void find_blocks() {
-    blocks_ = 0;
-    for (int64_t i = 0; i < t_.n; ++i) {
-      const bool starts = i == 0 || t_.e[i - 1] == 0.0;
-      block_[i] = starts ? i : block_[i - 1];
-      blocks_ += starts;
-    }
-  }
-
-  int64_t end_of(int64_t first) const {
-    int64_t end = first + 1;
-    while (end < t_.n && block_[end] == first) ++end;
-    return end;
-  }
-
-  /// order_: positions of v, largest first.
-  void sort_descending(const double* v, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-      int64_t at = i;
-      for (; at > 0 && v[order_[at - 1]] < v[i]; --at) order_[at] = order_[at - 1];
-      order_[at] = i;
-    }
-  }
-
-  /// Eigenvectors of the last Gram matrix as rows of z, for its first `count` values_.
-  void eigenvectors(const Matrix& z, int64_t count, bool fast) {
-    const int64_t n = t_.n;
-    for (int64_t i = 0; i < padded_rows(z.rows) * z.stride; ++i) z.data[i] = 0.0;
-    if (!fast || !twisted(z, count)) rotated(z, n);
-    Matrix rows = z.from_row(0, count);
-    rows.columns = n;
-    apply_reflectors(rows);
-  }
-
-  /// By twisted factorisation; false when some vectors could not be told apart.
-  bool twisted(const Matrix& z, int64_t count) {
-    if (blocks_ == 1) {
-      for (int64_t j = 0; j < count; ++j) order_[j] = 0;
-    }
-    for (int64_t first = 0; first < t_.n; first = end_of(first)) {
-      const int64_t length = end_of(first) - first;
-      int64_t chosen[LANES], filled = 0, before = -1, chain = 0;
-      for (int64_t j = 0; j <= count; ++j) {
-        if (j < count && block_[order_[j]] == first) chosen[filled++] = j;
-        if (filled == LANES || (j == count && filled > 0)) {
-          twist_lanes(z, first, length, chosen, filled);
-          filled = 0;
-        }
-      }
-      for (int64_t j = 0; j < count; ++j) {
-        if (block_[order_[j]] != first) continue;
-        const bool close = before >= 0 && values_[before] - values_[j] < CLUSTER * spread_;
-        chain = close ? chain : j;
-        if (close && !separate(z, first, chain, j)) return false;
-        before = j;
-      }
-    }
-    return true;
-  }
-
-  void twist_lanes(const Matrix& z, int64_t first, int64_t length, const int64_t* chosen,
-                   int64_t filled) {
-    f64s values = {};
-    for (int64_t lane = 0; lane < LANES; ++lane) {
-      values[lane] = values_[chosen[lane < filled ? lane : 0]];
-    }
-    twist(t_.d + first, t_.e + first, length, spread_, values, lanes_, twist_);
-    for (int64_t i = 0; i < length; ++i) {
-      double entries[LANES];
-      store(entries, lanes_[i]);
-      for (int64_t lane = 0; lane < filled; ++lane) z.row(chosen[lane])[first + i] = entries[lane];
-    }
-  }
-
-  /// Row j of z made orthogonal to those of its block from `chain` on.
-  bool separate(const Matrix& z, int64_t first, int64_t chain, int64_t j) const {
-    const int64_t columns = padded(t_.n);
-    for (int turn = 0; turn < 2; ++turn) {
-      for (int64_t i = chain; i < j; ++i) {
-        if (block_[order_[i]] != first) continue;
-        add_scaled(z.row(j), z.row(i), -dot(z.row(i), z.row(j), columns), columns);
-      }
-      const double left = __builtin_sqrt(dot(z.row(j), z.row(j), columns));
-      if (left < LEFT_OVER) return false;
-      scale(z.row(j), 1.0 / left, columns);
-    }
-    return true;
-  }
-
-  /// By QL rotations, which also set values_.
-  void rotated(const Matrix& z, int64_t n) {
-    for (int64_t i = 0; i < padded_rows(z.rows) * z.stride; ++i) turn_.data[i] = z.data[i] = 0.0;
-    for (int64_t i = 0; i < n; ++i) turn_.row(i)[i] = 1.0;
-    Matrix rows = turn_.from_row(0, n);
-    rows.columns = n;
-    converged_ &= rotate_ql(t_, rows, spread_);
-    sort_descending(t_.d, n);
-    for (int64_t j = 0; j < n; ++j) {
-      values_[j] = t_.d[order_[j]];
-      for (int64_t k = 0; k < padded(n); k += LANES) {
-        store(z.row(j) + k, load<f64s>(turn_.row(order_[j]) + k));
-      }
-    }
-  }
-
-  /// rows ← rows H₁ H₂ …, a block of reflectors at a time: I - Vᵀ S V with S upper triangular
-  /// (Schreiber & Van Loan 1989).
-  void apply_reflectors(const Matrix& rows) {
-    const int64_t n = rows.columns;
-    for (int64_t first = 1; first < n; first += BLOCK) {
-      const int64_t count = first + BLOCK < n ? BLOCK : n - first;
-      Matrix v = reflectors_.from_row(first, count);
-      v.columns = first + count;
-      Matrix part = rows;
-      part.columns = v.columns;
-      Matrix products{products_, count, count, BLOCK};
-      Matrix triangle{products_ + BLOCK * BLOCK, count, count, BLOCK};
-      dots(v, v, products, false);
-      combine(products, triangle, tau_ + first);
-      // dots() clears both, as they share their rows.
-      Matrix left{products_ + 2 * BLOCK * BLOCK, rows.rows, count, 2 * BLOCK};
-      Matrix right{left.data + BLOCK, rows.rows, count, 2 * BLOCK};
-      dots(part, v, left, false);
-      multiply(left, triangle, right, panel_);
-      multiply<true>(right, v, part, panel_);
-    }
-  }
-
-  /// S from the products of the reflectors.
-  static void combine(const Matrix& products, const Matrix& s, const double* tau) {
-    for (int64_t i = 0; i < padded_rows(BLOCK) * s.stride; ++i) s.data[i] = 0.0;
-    for (int64_t j = 0; j < s.rows; ++j) {
-      for (int64_t i = 0; i < j; ++i) {
-        double sum = 0.0;
-        for (int64_t k = i; k < j; ++k) sum += s.row(i)[k] * products.row(k)[j];
-        s.row(i)[j] = -tau[j] * sum;
-      }
-      s.row(j)[j] = tau[j];
-    }
+    return eigenvalue < REFINE_BELOW * REFINE_BELOW * eigen_.value(0);
   }
 
   // ---- small values, and rows that must be orthogonal to full precision ----
@@ -457,7 +241,7 @@ class Factorization {
     Matrix heads = b_.from_row(0, first), tail = b_.from_row(first, count);
     double removed = 0.0;
     for (int turn = 0; turn < 2; ++turn) {
-      Matrix parts = gram_;
+      Matrix parts = eigen_.room();
       parts.rows = count;
       parts.columns = first;
       dots(tail, heads, parts, false);
@@ -469,7 +253,7 @@ class Factorization {
           parts.row(i)[j] = along * inverse;
         }
       }
-      multiply<true>(parts, heads, tail, panel_);
+      multiply<true>(parts, heads, tail, eigen_.panel());
     }
     return __builtin_sqrt(removed);
   }
@@ -477,19 +261,19 @@ class Factorization {
   /// Rotates rows first.. of b_ and z_ into the eigenvectors of the Gram matrix of those of b_.
   void turn_tail(const Matrix& tail, int64_t first) {
     const int64_t count = tail.rows;
-    reduce(tail);
-    find_values(count);
-    Matrix q = gram_;
+    eigen_.reduce(tail);
+    eigen_.find_values(count);
+    Matrix q = eigen_.room();
     q.rows = q.columns = count;
-    eigenvectors(q, count, true);
+    eigen_.eigenvectors(q, count, true);
     turn_rows(q, tail);
     turn_rows(q, z_.from_row(first, count));
   }
 
   /// rows ← q rows, a panel of columns at a time.
   void turn_rows(const Matrix& q, const Matrix& rows) {
-    Matrix out = turn_;
-    const int64_t width = turn_.stride / TILE_COLUMNS * TILE_COLUMNS;
+    Matrix out = eigen_.more_room();
+    const int64_t width = out.stride / TILE_COLUMNS * TILE_COLUMNS;
     for (int64_t k = 0; k < rows.columns; k += width) {
       Matrix part{rows.data + k, rows.rows, rows.columns - k < width ? rows.columns - k : width,
                   rows.stride};
@@ -504,13 +288,14 @@ class Factorization {
 
   /// One step of z ← (3 z - z zᵀ z)/2 (Björck & Bowie 1971): a defect of ε n becomes one of ε.
   void orthogonalize(const Matrix& z) {
-    dots(z, z, gram_, false);
+    const Matrix products = eigen_.room(), before = eigen_.more_room();
+    dots(z, z, products, false);
     for (int64_t i = 0; i < z.rows; ++i) {
-      gram_.row(i)[i] -= 1.0;
-      scale(gram_.row(i), 0.5, padded(z.rows));
+      products.row(i)[i] -= 1.0;
+      scale(products.row(i), 0.5, padded(z.rows));
     }
-    copy(z, turn_);
-    multiply<true>(gram_, turn_, z, panel_);
+    copy(z, before);
+    multiply<true>(products, before, z, eigen_.panel());
   }
 
   /// One-sided Jacobi rotations of the rows of b_, and of z_ with them, until all are orthogonal
@@ -524,7 +309,7 @@ class Factorization {
     for (; rotated && sweep < MOST_SWEEPS; ++sweep) {
       rotated = false;
       for (int64_t i = 0; i < p_; ++i) norms_[i] = dot(b_.row(i), b_.row(i), padded(q_));
-      sort_descending(norms_, p_);
+      sort_descending(norms_, p_, order_);
       for (int64_t i = 0; i < p_; ++i) {
         for (int64_t j = i + 1; j < p_; ++j) {
           rotated |= rotate_pair(order_[i], order_[j], tolerance);
@@ -594,15 +379,16 @@ class Factorization {
   void write_values() {
     const double error = gram_error(q_) * norm_ * norm_;
     for (int64_t j = 0; j < out_.k; ++j) {
-      write(j, from_square(__builtin_sqrt(values_[j] > 0.0 ? values_[j] : 0.0), error, 0.0));
+      write(j,
+            from_square(__builtin_sqrt(eigen_.value(j) > 0.0 ? eigen_.value(j) : 0.0), error, 0.0));
     }
     out_.methods[index_] = SVD_GRAM;
     out_.checks[index_] = out_.checks[x_.b + index_] = __builtin_nan("");
   }
 
   void finish(bool vectors) {
-    out_.methods[index_] = converged_ ? method_ : SVD_FAILED;
-    sort_descending(norms_, count_);
+    out_.methods[index_] = converged_ && eigen_.converged() ? method_ : SVD_FAILED;
+    sort_descending(norms_, count_, order_);
     for (int64_t j = 0; j < out_.k; ++j) write(j, bounds_[order_[j]]);
     out_.checks[index_] = out_.checks[x_.b + index_] = __builtin_nan("");
     if (!vectors) return;
@@ -654,7 +440,7 @@ class Factorization {
         top = max_of(top, most[lane]);
         bottom = least[lane] < bottom ? least[lane] : bottom;
       }
-      tau_[j] = -bottom > top ? -1.0 : 1.0;
+      signs_of_rows_[j] = -bottom > top ? -1.0 : 1.0;
     }
     if (out_.wide) {
       write_both(static_cast<double*>(out_.left), static_cast<double*>(out_.right));
@@ -670,7 +456,8 @@ class Factorization {
     right += index_ * out_.k * x_.n;
     for (int64_t j = 0; j < out_.k; ++j) {
       const double* row = from_right.row(order_[j]);
-      for (int64_t i = 0; i < x_.n; ++i) right[j * x_.n + i] = static_cast<Out>(tau_[j] * row[i]);
+      for (int64_t i = 0; i < x_.n; ++i)
+        right[j * x_.n + i] = static_cast<Out>(signs_of_rows_[j] * row[i]);
     }
     left += index_ * x_.m * out_.k;
     // Blocks of 8 × 8, so that every cache line is written once.
@@ -679,7 +466,7 @@ class Factorization {
       for (int64_t j = 0; j < out_.k; ++j) {
         const double* row = from_left.row(order_[j]);
         for (int64_t i = first; i < last; ++i) {
-          left[i * out_.k + j] = static_cast<Out>(tau_[j] * row[i]);
+          left[i * out_.k + j] = static_cast<Out>(signs_of_rows_[j] * row[i]);
         }
       }
     }
@@ -749,20 +536,15 @@ class Factorization {
   const bool wide_;
   const int64_t p_, q_;
   Arena arena_;
-  Matrix a_, b_, gram_, reflectors_, z_, turn_;
+  Matrix a_, b_, z_;
+  GramEigen eigen_;
   Matrix along_{}, signs_{}, weighted_{}, across_{}, images_{};
-  double* panel_;
-  Tridiagonal t_{};
-  SearchScratch search_{};
-  TwistScratch twist_{};
-  f64s* lanes_ = nullptr;
-  double *tau_ = nullptr, *values_ = nullptr, *norms_ = nullptr, *found_ = nullptr;
-  double *products_ = nullptr, *rows_ = nullptr;
-  int64_t *block_ = nullptr, *order_ = nullptr;
+  double *norms_ = nullptr, *signs_of_rows_ = nullptr;
+  int64_t* order_ = nullptr;
   Value* bounds_ = nullptr;
-  int64_t index_ = 0, blocks_ = 0, count_ = 0;
+  int64_t index_ = 0, count_ = 0;
   int exponent_ = 0;
-  double norm_ = 0.0, spread_ = 0.0;
+  double norm_ = 0.0;
   bool converged_ = true;
   SvdMethod method_ = SVD_GRAM;
 };
