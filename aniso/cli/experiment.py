@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +16,32 @@ def command() -> None:
     """Repeat a published experiment on a model of your own."""
 
 
+_OUT = click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the numbers (JSON) and plot (SVG)."
+)
+_LAYERS = click.option(
+    "--layers", multiple=True, metavar="GLOB", help="Name, glob or position; may be repeated."
+)
+_BATCH_SIZE = click.option(
+    "--batch-size", default=64, show_default=True, type=click.IntRange(min=1)
+)
+_DEVICE = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+_JSON = click.option(
+    "--json", "json_lines", is_flag=True, help="Print JSON, progress as JSON lines."
+)
+_MODELS = click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Folder of a Hugging Face model, or a hub id; may be repeated. Default: MiniLM.",
+)
+_TEXT = click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    help="UTF-8 file, one text per line. Default: sample sentences.",
+)
+
+
 @command.command(name="sts", short_help="Sentence similarity by layer, whitening, SoftDecay.")
 @click.option(
     "--data",
@@ -23,16 +50,14 @@ def command() -> None:
     help="STS file: tab-separated, score and two sentences in columns 5, 6, 7.",
 )
 @click.option("--model", help="Folder of a Hugging Face model, or a hub id. Default: MiniLM.")
-@click.option(
-    "--layers", multiple=True, metavar="GLOB", help="Name, glob or position; may be repeated."
-)
+@_LAYERS
 @click.option(
     "--alpha", "alphas", multiple=True, type=float, help="α of SoftDecay; may be repeated."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for sts.json and sts.svg.")
-@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1))
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--json", "json_lines", is_flag=True, help="Print JSON, progress as JSON lines.")
+@_OUT
+@_BATCH_SIZE
+@_DEVICE
+@_JSON
 def sts(
     data: Path,
     model: str | None,
@@ -65,6 +90,47 @@ def sts(
         batch_size=batch_size,
         progress=progress_mode(json_lines),
     )
+    _show(report, folder, json_lines)
+
+
+@command.command(name="untrained-block", short_help="A bias on the input of a random block.")
+@click.option(
+    "--bias-norm", "bias_norms", multiple=True, type=float, help="Norm N; may be repeated."
+)
+@click.option("--dim", default=768, show_default=True, help="Width of the block.")
+@click.option("--heads", default=12, show_default=True, help="Heads of its attention.")
+@click.option("--sequences", default=16, show_default=True, help="Sequences of random tokens.")
+@click.option("--tokens", default=512, show_default=True, help="Tokens of each.")
+@click.option("--seed", default=0, show_default=True, help="Of all random numbers.")
+@_OUT
+@_JSON
+def untrained_block(
+    bias_norms: tuple[float, ...],
+    dim: int,
+    heads: int,
+    sequences: int,
+    tokens: int,
+    seed: int,
+    out: Path | None,
+    json_lines: bool,
+) -> None:
+    """How a bias common to all tokens makes an untrained block's states and attention look.
+
+    Norms and mean cosine before and behind the block, logits, extremes of the softmax, as the norm
+    N of the bias grows; N* is where the norms cross.
+    """
+    from aniso._files import writable_folder
+    from aniso.experiments import BIAS_NORMS, BlockSize
+    from aniso.experiments import untrained_block as run
+
+    folder = None if out is None else writable_folder(out)
+    size = BlockSize(dim=dim, heads=heads, sequences=sequences, tokens=tokens)
+    shown = progress_mode(json_lines)
+    _show(run(bias_norms or BIAS_NORMS, size=size, seed=seed, progress=shown), folder, json_lines)
+
+
+def _show(report: Any, folder: Path | None, json_lines: bool) -> None:
+    """Saves a report where a folder is given, and prints it."""
     paths = [] if folder is None else report.save(folder)
     if json_lines:
         click.echo(json.dumps(report.results(), allow_nan=False))
