@@ -16,6 +16,8 @@ def command() -> None:
     """Repeat a published experiment on a model of your own."""
 
 
+_SAMPLE = Path(__file__).with_name("demo_text.txt")
+_PACKAGED = "all-MiniLM-L6-v2"
 _OUT = click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the numbers (JSON) and plot (SVG)."
 )
@@ -76,15 +78,15 @@ def sts(
     from aniso.experiments import read_sts
     from aniso.experiments import sts as run
     from aniso.experiments.sts import ALPHAS
-    from aniso.models import load_model, packaged_model
+    from aniso.models import load_model
 
     pairs = read_sts(data)
     folder = None if out is None else writable_folder(out)
-    loaded = load_model(model or str(packaged_model()), device=device)
+    loaded = load_model(_path(model), device=device)
     report = run(
         loaded,
         pairs,
-        {"data": str(data), "model": model or "all-MiniLM-L6-v2"},
+        {"data": str(data), "model": model or _PACKAGED},
         alphas=alphas or ALPHAS,
         layers=layers or None,
         batch_size=batch_size,
@@ -127,6 +129,94 @@ def untrained_block(
     size = BlockSize(dim=dim, heads=heads, sequences=sequences, tokens=tokens)
     shown = progress_mode(json_lines)
     _show(run(bias_norms or BIAS_NORMS, size=size, seed=seed, progress=shown), folder, json_lines)
+
+
+@command.command(name="token-uniformity", short_help="Spectra of sequences, before and after.")
+@click.option("--model", help="Folder of a Hugging Face model, or a hub id. Default: MiniLM.")
+@_TEXT
+@_LAYERS
+@click.option("--alpha", default=-0.6, show_default=True, help="α of SoftDecay.")
+@click.option(
+    "--mode", default="paper", show_default=True, type=click.Choice(["paper", "continuous"])
+)
+@_OUT
+@_BATCH_SIZE
+@_DEVICE
+@_JSON
+def token_uniformity(
+    model: str | None,
+    text: Path | None,
+    layers: tuple[str, ...],
+    alpha: float,
+    mode: str,
+    out: Path | None,
+    batch_size: int,
+    device: str,
+    json_lines: bool,
+) -> None:
+    """Distributions of every sequence's singular values by layer, before and after SoftDecay."""
+    from aniso._files import writable_folder
+    from aniso.experiments import token_uniformity as run
+    from aniso.models import load_model, read_texts
+
+    texts = read_texts(text or _SAMPLE)
+    folder = None if out is None else writable_folder(out)
+    report = run(
+        load_model(_path(model), device=device),
+        texts,
+        {"model": model or _PACKAGED, "text": str(text or "sample sentences of aniso")},
+        alpha=alpha,
+        mode=mode,
+        layers=layers or None,
+        batch_size=batch_size,
+        progress=progress_mode(json_lines),
+    )
+    _show(report, folder, json_lines)
+
+
+@command.command(name="query-key", short_help="Drift of queries and keys, head by head.")
+@_MODELS
+@_TEXT
+@_LAYERS
+@_OUT
+@_BATCH_SIZE
+@_DEVICE
+@_JSON
+def query_key(
+    models: tuple[str, ...],
+    text: Path | None,
+    layers: tuple[str, ...],
+    out: Path | None,
+    batch_size: int,
+    device: str,
+    json_lines: bool,
+) -> None:
+    """Drift of queries and keys, their cosine, mean and variance of the logits, head by head.
+
+    --layers chooses attention modules.
+    """
+    from aniso._files import writable_folder
+    from aniso.experiments import query_key as run
+    from aniso.models import load_model, read_texts
+
+    texts = read_texts(text or _SAMPLE)
+    folder = None if out is None else writable_folder(out)
+    report = run(
+        {model or _PACKAGED: load_model(_path(model), device=device) for model in models or [None]},
+        texts,
+        {"text": str(text or "sample sentences of aniso")},
+        layers=layers or None,
+        batch_size=batch_size,
+        progress=progress_mode(json_lines),
+    )
+    _show(report, folder, json_lines)
+
+
+def _path(model: str | None) -> str:
+    """Where a model is: the packaged one where none is named."""
+    from aniso.models import packaged_model
+
+    return model or str(packaged_model())
 
 
 def _show(report: Any, folder: Path | None, json_lines: bool) -> None:

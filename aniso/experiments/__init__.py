@@ -1,6 +1,12 @@
 """Published experiments as commands: how states drift, what a transform does to them."""
 
+from aniso.experiments.query_key import HEAD_METRICS, QueryKeyReport, query_key
 from aniso.experiments.sts import StsPairs, StsReport, mean_vectors, read_sts, sts
+from aniso.experiments.token_uniformity import (
+    TokenUniformityReport,
+    Uniformities,
+    token_uniformity,
+)
 from aniso.experiments.untrained_block import (
     BIAS_NORMS,
     BiasPoint,
@@ -11,13 +17,19 @@ from aniso.experiments.untrained_block import (
 
 __all__ = [
     "BIAS_NORMS",
+    "HEAD_METRICS",
     "BiasPoint",
     "BlockSize",
+    "QueryKeyReport",
     "StsPairs",
     "StsReport",
+    "TokenUniformityReport",
+    "Uniformities",
     "UntrainedBlockReport",
     "mean_vectors",
+    "query_key",
     "read_sts",
     "sts",
+    "token_uniformity",
     "untrained_block",
 ]

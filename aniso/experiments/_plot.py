@@ -16,13 +16,14 @@ _STYLES = {"paper": "-", "continuous": "--"}
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; a label of "" stays out of the legend, style "o" draws dots alone."""
+    """One curve; a label of "" stays out of the legend, style "" leaves the dots alone."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     color: Any = None
     style: str = "-"
+    dots: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _matplotlib() -> Any:
 
 def _draw_panel(axes: Any, panel: Panel) -> None:
     for line in panel.lines:
-        marks = {"marker": "o", "ms": 3, "ls": "none" if line.style == "o" else line.style}
+        marks = {"marker": "o" if line.dots else "", "ms": 3, "ls": line.style}
         axes.plot(line.x, line.y, color=line.color, label=line.label or "_", **marks)
     if panel.ticks:
         axes.set_xticks(range(len(panel.ticks)), panel.ticks, rotation=30, ha="right")
