@@ -212,6 +212,50 @@ def query_key(
     _show(report, folder, json_lines)
 
 
+@command.command(name="layers", short_help="Mean cosine and drift by layer, several models.")
+@_MODELS
+@_TEXT
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    help="In place of --text: safetensors file of pixel_values, input_values or other inputs.",
+)
+@_LAYERS
+@_OUT
+@_BATCH_SIZE
+@_DEVICE
+@_JSON
+def layers(
+    models: tuple[str, ...],
+    text: Path | None,
+    inputs: Path | None,
+    layers: tuple[str, ...],
+    out: Path | None,
+    batch_size: int,
+    device: str,
+    json_lines: bool,
+) -> None:
+    """Mean cosine and drift by layer for several models, on text, images or audio."""
+    from aniso._files import writable_folder
+    from aniso.experiments import layers as run
+    from aniso.models import load_model, load_network, read_inputs, read_texts
+
+    if text is not None and inputs is not None:
+        raise click.UsageError("both --text and --inputs were given; pass one of them")
+    given = read_texts(text or _SAMPLE) if inputs is None else read_inputs(inputs)
+    folder = None if out is None else writable_folder(out)
+    load = load_model if inputs is None else load_network
+    report = run(
+        {model or _PACKAGED: load(_path(model), device=device) for model in models or [None]},
+        given,
+        {"inputs": str(inputs or text or "sample sentences of aniso")},
+        layers=layers or None,
+        batch_size=batch_size,
+        progress=progress_mode(json_lines),
+    )
+    _show(report, folder, json_lines)
+
+
 def _path(model: str | None) -> str:
     """Where a model is: the packaged one where none is named."""
     from aniso.models import packaged_model

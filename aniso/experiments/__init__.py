@@ -1,5 +1,6 @@
 """Published experiments as commands: how states drift, what a transform does to them."""
 
+from aniso.experiments.layers import DRIFT_METRICS, LayersReport, layers
 from aniso.experiments.query_key import HEAD_METRICS, QueryKeyReport, query_key
 from aniso.experiments.sts import StsPairs, StsReport, mean_vectors, read_sts, sts
 from aniso.experiments.token_uniformity import (
@@ -17,15 +18,18 @@ from aniso.experiments.untrained_block import (
 
 __all__ = [
     "BIAS_NORMS",
+    "DRIFT_METRICS",
     "HEAD_METRICS",
     "BiasPoint",
     "BlockSize",
+    "LayersReport",
     "QueryKeyReport",
     "StsPairs",
     "StsReport",
     "TokenUniformityReport",
     "Uniformities",
     "UntrainedBlockReport",
+    "layers",
     "mean_vectors",
     "query_key",
     "read_sts",
