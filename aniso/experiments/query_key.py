@@ -12,7 +12,7 @@ from aniso.experiments._output import number, plain_table, save_results
 from aniso.experiments._plot import Line, Panel, draw, shade
 from aniso.models import TextModel, run_texts
 from aniso.models.attention_heads import AttentionHeads, attention_heads
-from aniso.models.inputs import TokenFilter, matching_mask
+from aniso.models.inputs import TokenFilter
 from aniso.progress import Progress, ProgressMode
 
 if TYPE_CHECKING:
@@ -192,7 +192,6 @@ class _Reader:
     def __init__(self, model: torch.nn.Module, layers: Selection) -> None:
         self.states: dict[str, HeadState] = {}
         self._tokens = TokenFilter(model)
-        self._keep: Tensor | None = None
         self._held: dict[str, Tensor] = {}
         self._handles = [model.register_forward_pre_hook(self._before_model, with_kwargs=True)]
         for heads in attention_heads(model, layers):
@@ -209,7 +208,7 @@ class _Reader:
             handle.remove()
 
     def _before_model(self, module: Any, args: Any, kwargs: Any) -> None:
-        self._keep = self._tokens.keep(args, kwargs)
+        self._tokens.read(args, kwargs)
 
     def _query(self, name: str) -> Any:
         def hook(module: Any, args: Any, output: Tensor) -> None:
@@ -220,7 +219,7 @@ class _Reader:
     def _key(self, name: str, state: HeadState) -> Any:
         def hook(module: Any, args: Any, output: Tensor) -> None:
             queries = self._held.pop(name, output)
-            state.update(queries, output, matching_mask(self._keep, output, name))
+            state.update(queries, output, self._tokens.mask(output, name))
 
         return hook
 

@@ -11,7 +11,7 @@ from torch import nn
 from aniso.errors import InputError
 from aniso.models.hidden_states import hidden_states, with_hidden_states
 from aniso.models.hook_points import HookPoint, hook_points
-from aniso.models.inputs import TokenFilter, matching_mask
+from aniso.models.inputs import TokenFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +40,6 @@ class Attachment:
         self.transform = transform
         self._model = model
         self._tokens = TokenFilter(model)
-        self._keep: Tensor | None = None
         self._handles: list[Any] = [
             model.register_forward_pre_hook(self._before_model, with_kwargs=True)
         ]
@@ -78,7 +77,7 @@ class Attachment:
         return point.module.register_forward_pre_hook(hook, with_kwargs=True)
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._keep = self._tokens.keep(args, kwargs)
+        self._tokens.read(args, kwargs)
 
     def _output(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
         return with_hidden_states(output, self._transformed(name, hidden_states(name, output)))
@@ -91,13 +90,14 @@ class Attachment:
         return args, {**kwargs, "hidden_states": hidden}
 
     def _transformed(self, name: str, hidden: Tensor) -> Tensor:
-        mask = matching_mask(self._keep, hidden, name)
+        mask = self._tokens.mask(hidden, name)
         if mask is None or mask.ndim == hidden.ndim - 1 == 2:
             return self.transform(hidden, mask=mask)
         # Hidden states without a batch dimension: every sequence is a matrix of its own.
-        assert self._keep is not None
-        batch = hidden.reshape(*self._keep.shape, hidden.shape[-1])
-        mapped = self.transform(batch, mask=mask.reshape(self._keep.shape))
+        shape = self._tokens.batch_shape(name)
+        assert shape is not None
+        batch = hidden.reshape(*shape, hidden.shape[-1])
+        mapped = self.transform(batch, mask=mask.reshape(shape))
         return mapped.reshape(hidden.shape)
 
 

@@ -9,7 +9,7 @@ from aniso.dumps import DumpWriter
 from aniso.errors import InputError
 from aniso.models.hidden_states import hidden_states
 from aniso.models.hook_points import HookPoint, hook_points
-from aniso.models.inputs import TokenFilter, matching_mask, special_token_ids
+from aniso.models.inputs import TokenFilter, special_token_ids
 from aniso.state import LayerState
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from aniso._names import Selection
     from aniso.metrics import LayerMetrics
@@ -39,7 +39,6 @@ class Capture:
         self._points, self._tokens, self._model, self._gram = points, tokens, model, gram
         self._writer: DumpWriter | None = None
         self._handles: list[Any] = []
-        self._keep: Tensor | None = None
         self._calls = 0
 
     def save_to(self, folder: str | Path) -> None:
@@ -91,7 +90,7 @@ class Capture:
             self._writer.flush()
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._keep = self._tokens.keep(args, kwargs)
+        self._tokens.read(args, kwargs)
         self._calls += 1
         if self._writer is not None:
             self._writer.flush_if_full()
@@ -105,7 +104,7 @@ class Capture:
     def _read(self, name: str, value: Any) -> None:
         """Folds one layer's hidden states into its state; the body of every hook."""
         hidden = hidden_states(name, value)
-        mask = matching_mask(self._keep, hidden, name)
+        mask = self._tokens.mask(hidden, name)
         if name not in self.states:
             state = LayerState(hidden.shape[-1], gram=self._gram, device=hidden.device)
             self.states[name] = state
