@@ -139,6 +139,9 @@ def mean_vectors(
 
     Returns:
         {layer: [texts, d] float32}, in order of execution.
+
+    Raises:
+        InputError: no such layer, or one that did not run.
     """
     vectors: dict[str, list[Tensor]] = {}
     with ExitStack() as stack:
@@ -146,6 +149,9 @@ def mean_vectors(
             collected = vectors.setdefault(point.name, [])
             stack.enter_context(attach(loaded.model, point.name, _collector(collected)))
         run_texts(loaded, texts, batch_size=batch_size, after_batch=after_batch)
+    for name, parts in vectors.items():
+        if not parts:
+            raise InputError(f"layer {name} did not run; choose layers that run")
     return {name: torch.cat(parts) for name, parts in vectors.items()}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from aniso.errors import InputError
 from aniso.experiments._output import number, plain_table, save_results, short_name
 from aniso.experiments._plot import Line, Panel, draw, shade
 from aniso.metrics import group_cosine, sequence_spectra
@@ -183,6 +184,9 @@ def token_uniformity(
             reader = _reader(*sums, alpha, mode)
             stack.enter_context(attach(loaded.model, point.name, reader))
         run_texts(loaded, texts, batch_size=batch_size, after_batch=shown.advance)
+    for name, measured in before.items():
+        if not measured.counts:
+            raise InputError(f"layer {name} did not run; choose layers that run")
     facts = {"texts": len(texts), "alpha": alpha, "mode": mode}
     return TokenUniformityReport(
         {name: sums.compute() for name, sums in before.items()},
