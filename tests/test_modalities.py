@@ -24,6 +24,7 @@ from transformers import (
 
 import aniso
 from aniso import reference
+from aniso.experiments import layers
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2}
@@ -182,6 +183,20 @@ def test_attached_and_detached(make):
         assert not torch.allclose(found, plain, atol=1e-3)
         assert torch.equal(outputs(model, layer, inputs), plain), "not detached"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("make", FAMILIES, ids=lambda make: make.__name__)
+def test_layers_side_by_side(make):
+    """In batches of two what one call gives."""
+    model, inputs = make()
+    model.eval()
+    report = layers({"m": model}, inputs, {}, batch_size=2, progress=False)
+    with torch.no_grad(), aniso.capture(model) as run:
+        model(**inputs)
+    (found,) = report.models.values()
+    for name, expected in run.compute().items():
+        for key, value in found[name].items():
+            assert value == pytest.approx(expected.metrics[key], rel=1e-4, abs=1e-5), (name, key)
 
 
 def test_audio_padded_on_the_left_is_refused():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,7 +107,17 @@ def test_the_trainer(model, tmp_path):
 
 
 def test_trackers_get_flat_names(monkeypatch):
-    logged = []
+    logged, scalars = [], []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            scalars.append(folder)
+
+        def add_scalar(self, *scalar):
+            scalars.append(scalar)
+
+        def flush(self):
+            scalars.append("flushed")
 
     class Run:
         def log(self, values):
@@ -114,6 +125,13 @@ def test_trackers_get_flat_names(monkeypatch):
 
     wandb(Run())(3, {"a": {"mean_cosine": 0.5}})
     assert logged == [{"a/mean_cosine": 0.5, "aniso/step": 3}]
+    board = SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    tensorboard("runs")(3, {"a": {"mean_cosine": 0.5}})
+    assert scalars == ["runs", ("a/mean_cosine", 0.5, 3), "flushed"]
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=None))
+    with pytest.raises(aniso.InputError, match="no current wandb run"):
+        wandb()
     for name, sink in (("wandb", wandb), ("tensorboard", lambda: tensorboard("x"))):
         monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
