@@ -3,14 +3,95 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from aniso.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _STYLES = {"paper": "-", "continuous": "--"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve; a label of "" stays out of the legend, style "" leaves the dots alone."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    color: Any = None
+    style: str = "-"
+    dots: bool = True
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: the lines, what the axes show, marks on x, logarithmic axes ("x", "xy")."""
+
+    title: str
+    x: str
+    lines: Sequence[Line]
+    ticks: Sequence[str] = ()
+    log: str = ""
+    y: str = ""
+
+
+def shade(position: int, count: int) -> Any:
+    """The colour of one out of count things in order."""
+    colormaps = _matplotlib().colormaps
+    return colormaps["viridis"](position / count)
+
+
+def draw(panels: Sequence[Panel]) -> str:
+    """The panels side by side, as the text of an SVG file.
+
+    Panels with the same labels have one legend at the right, others one each.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    matplotlib = _matplotlib()
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "aniso", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(2.5 + 5.5 * len(panels), 4.5), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(grid, panels, strict=True):
+            _draw_panel(axes, panel)
+        if len({tuple(line.label for line in panel.lines) for panel in panels}) == 1:
+            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        else:
+            for axes in grid:
+                axes.legend(fontsize=8, frameon=False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise InputError('plots need matplotlib; pip install "aniso[experiments]"') from error
+    return matplotlib
+
+
+def _draw_panel(axes: Any, panel: Panel) -> None:
+    for line in panel.lines:
+        marks = {"marker": "o" if line.dots else "", "ms": 3, "ls": line.style}
+        axes.plot(line.x, line.y, color=line.color, label=line.label or "_", **marks)
+    if panel.ticks:
+        axes.set_xticks(range(len(panel.ticks)), panel.ticks, rotation=30, ha="right")
+    # The linear part holds 0 and what lies below 1.
+    for axis, scale in (("x", axes.set_xscale), ("y", axes.set_yscale)):
+        if axis in panel.log:
+            scale("symlog", linthresh=1)
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel(panel.x)
+    axes.set_ylabel(panel.y)
+    axes.grid(alpha=0.3)
 
 
 def by_layer(values: Mapping[str, Mapping[str, float]], label: str) -> str:
@@ -25,28 +106,15 @@ def by_layer(values: Mapping[str, Mapping[str, float]], label: str) -> str:
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError('plots need matplotlib; pip install "aniso[experiments]"') from error
     names, methods = list(values), list(next(iter(values.values())))
     suffixes = list(dict.fromkeys(m.split()[1] for m in methods if " " in m))
-    shades = matplotlib.colormaps["viridis"]
-    with matplotlib.rc_context({"svg.hashsalt": "aniso", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        ax = figure.add_subplot()
-        for method in methods:
-            mode, _, suffix = method.partition(" ")
-            color = {"plain": "black", "whitening": "tab:red"}.get(mode) or shades(
-                suffixes.index(suffix) / len(suffixes)
-            )
-            line = [values[name][method] for name in names]
-            ax.plot(line, _STYLES.get(mode, "-"), color=color, label=method, marker="o", ms=3)
-        ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
-        ax.set_ylabel(label)
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    lines = []
+    for method in methods:
+        mode, _, suffix = method.partition(" ")
+        color = {"plain": "black", "whitening": "tab:red"}.get(mode) or shade(
+            suffixes.index(suffix), len(suffixes)
+        )
+        heights = [values[name][method] for name in names]
+        style = _STYLES.get(mode, "-")
+        lines.append(Line(method, range(len(names)), heights, color, style))
+    return draw([Panel("", "", lines, ticks=names, y=label)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aniso._files import write_atomic
 from aniso.errors import InputError
+from aniso.experiments._output import number, plain_table, save_results, short_name
+from aniso.experiments._plot import by_layer
 from aniso.models import TextModel, attach, hook_points, run_texts
 from aniso.progress import Progress, ProgressMode
 from aniso.transform import MODES, Whitening, soft_decay
@@ -58,28 +58,25 @@ class StsReport:
     def results(self) -> dict[str, Any]:
         """What the JSON file holds; a correlation that is not defined is null."""
         layers = [
-            {"name": name, "spearman": {m: None if v != v else v for m, v in values.items()}}
+            {"name": name, "spearman": {m: number(v) for m, v in values.items()}}
             for name, values in self.spearman.items()
         ]
         return {"schema": 1, "experiment": "sts", "layers": layers, "provenance": self.provenance}
 
     def table(self) -> Table:
         """One row per method, one column per layer, the best method of each layer in bold."""
-        from rich import box
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        table.add_column("Spearman ×100", no_wrap=True)
-        for name in self.spearman:
-            table.add_column(Text(_short(name)), justify="right")
+        table = plain_table(
+            "paper, continuous: SoftDecay with that α",
+            ["Spearman ×100", *(short_name(name) for name in self.spearman)],
+        )
         for method in self.methods:
             cells = [
                 Text(f"{values[method]:.1f}", "bold" if values[method] == _best(values) else "")
                 for values in self.spearman.values()
             ]
             table.add_row(method, *cells)
-        table.caption = Text("paper, continuous: SoftDecay with that α")
         return table
 
     def save(self, folder: Path) -> list[Path]:
@@ -88,12 +85,9 @@ class StsReport:
         Raises:
             InputError: matplotlib is not installed; sts.json is written all the same.
         """
-        from aniso.experiments._plot import by_layer
-
-        paths = [folder / "sts.json", folder / "sts.svg"]
-        write_atomic(paths[0], json.dumps(self.results(), allow_nan=False, indent=1).encode())
-        write_atomic(paths[1], by_layer(self.spearman, "Spearman ×100").encode())
-        return paths
+        return save_results(
+            folder, "sts", self.results(), lambda: by_layer(self.spearman, "Spearman ×100")
+        )
 
 
 def read_sts(path: Path) -> StsPairs:
@@ -145,6 +139,9 @@ def mean_vectors(
 
     Returns:
         {layer: [texts, d] float32}, in order of execution.
+
+    Raises:
+        InputError: no such layer, or one that did not run.
     """
     vectors: dict[str, list[Tensor]] = {}
     with ExitStack() as stack:
@@ -152,6 +149,9 @@ def mean_vectors(
             collected = vectors.setdefault(point.name, [])
             stack.enter_context(attach(loaded.model, point.name, _collector(collected)))
         run_texts(loaded, texts, batch_size=batch_size, after_batch=after_batch)
+    for name, parts in vectors.items():
+        if not parts:
+            raise InputError(f"layer {name} did not run; choose layers that run")
     return {name: torch.cat(parts) for name, parts in vectors.items()}
 
 
@@ -245,9 +245,3 @@ def _require_scipy() -> None:
 
 def _best(values: Mapping[str, float]) -> float:
     return max(v for v in values.values() if v == v) if any(v == v for v in values.values()) else 0
-
-
-def _short(name: str) -> str:
-    """A layer's name in a narrow column: its number where it has one."""
-    numbers = re.findall(r"\d+", name)
-    return numbers[-1] if numbers else name[:5]

@@ -4,7 +4,8 @@ from aniso.models.attach import Attachment, attach
 from aniso.models.capture import Capture, capture
 from aniso.models.hook_points import HookPoint, hook_points
 from aniso.models.packaged import packaged_model, verify_weights
-from aniso.models.texts import TextModel, load_model, read_texts, run_texts
+from aniso.models.tensors import read_inputs, run_inputs
+from aniso.models.texts import TextModel, load_model, load_network, read_texts, run_texts
 
 __all__ = [
     "Attachment",
@@ -15,8 +16,11 @@ __all__ = [
     "capture",
     "hook_points",
     "load_model",
+    "load_network",
     "packaged_model",
+    "read_inputs",
     "read_texts",
+    "run_inputs",
     "run_texts",
     "verify_weights",
 ]

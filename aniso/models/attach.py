@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import nn
 
 from aniso.errors import InputError
+from aniso.models.compiled import trace_again, uncompiled
 from aniso.models.hidden_states import hidden_states, with_hidden_states
 from aniso.models.hook_points import HookPoint, hook_points
-from aniso.models.inputs import TokenFilter, matching_mask
+from aniso.models.inputs import TokenFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,12 +41,12 @@ class Attachment:
         self.transform = transform
         self._model = model
         self._tokens = TokenFilter(model)
-        self._keep: Tensor | None = None
         self._handles: list[Any] = [
             model.register_forward_pre_hook(self._before_model, with_kwargs=True)
         ]
         for point in points:
             self._handles.append(self._hook(point))
+        trace_again()
 
     def remove(self) -> None:
         """Takes the transform off the model, which is then as it was before; may be repeated."""
@@ -78,7 +79,7 @@ class Attachment:
         return point.module.register_forward_pre_hook(hook, with_kwargs=True)
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._keep = self._tokens.keep(args, kwargs)
+        self._tokens.read(args, kwargs)
 
     def _output(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
         return with_hidden_states(output, self._transformed(name, hidden_states(name, output)))
@@ -91,13 +92,20 @@ class Attachment:
         return args, {**kwargs, "hidden_states": hidden}
 
     def _transformed(self, name: str, hidden: Tensor) -> Tensor:
-        mask = matching_mask(self._keep, hidden, name)
+        try:
+            return self._apply(name, hidden)
+        except InputError as error:
+            raise InputError(f"layer {name}: {error}") from error
+
+    def _apply(self, name: str, hidden: Tensor) -> Tensor:
+        mask = self._tokens.mask(hidden, name)
         if mask is None or mask.ndim == hidden.ndim - 1 == 2:
             return self.transform(hidden, mask=mask)
         # Hidden states without a batch dimension: every sequence is a matrix of its own.
-        assert self._keep is not None
-        batch = hidden.reshape(*self._keep.shape, hidden.shape[-1])
-        mapped = self.transform(batch, mask=mask.reshape(self._keep.shape))
+        shape = self._tokens.batch_shape(name)
+        assert shape is not None
+        batch = hidden.reshape(*shape, hidden.shape[-1])
+        mapped = self.transform(batch, mask=mask.reshape(shape))
         return mapped.reshape(hidden.shape)
 
 
@@ -117,9 +125,10 @@ def attach(
     "encoder.layer.11.output.LayerNorm" is before the last norm of BERT, as in the paper.
 
     The model's parameters and state dict stay as they are: pass `handle.parameters()` to the
-    optimizer as well. Attach before `torch.compile`. A module that is recomputed in the backward
-    pass (gradient checkpointing around the hook) sees the mask of the last call: call backward
-    before the model is called again.
+    optimizer as well. Code that `torch.compile` made in this process is dropped, and made again by
+    the next calls: a model compiled before is transformed too. A module that is recomputed in the
+    backward pass (gradient checkpointing around the hook) sees the mask of the last call: call
+    backward before the model is called again.
 
     Args:
         model: Any PyTorch model, in training or evaluation.
@@ -147,6 +156,7 @@ def attach(
     """
     if site not in get_args(Site):
         raise InputError(f"site is {site!r}; use 'output' or 'input'")
+    model = uncompiled(model)
     points = hook_points(model, layers)
     if site == "input":
         points = [replace(point, site="input") for point in points]

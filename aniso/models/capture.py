@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from aniso.dumps import DumpWriter
 from aniso.errors import InputError
+from aniso.models.compiled import eager, trace_again, uncompiled
 from aniso.models.hidden_states import hidden_states
 from aniso.models.hook_points import HookPoint, hook_points
-from aniso.models.inputs import TokenFilter, matching_mask, special_token_ids
+from aniso.models.inputs import TokenFilter, special_token_ids
 from aniso.state import LayerState
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from aniso._names import Selection
     from aniso.metrics import LayerMetrics
@@ -39,8 +40,8 @@ class Capture:
         self._points, self._tokens, self._model, self._gram = points, tokens, model, gram
         self._writer: DumpWriter | None = None
         self._handles: list[Any] = []
-        self._keep: Tensor | None = None
-        self._calls = 0
+        self._calls = self._completed = 0
+        self._fold = self._read
 
     def save_to(self, folder: str | Path) -> None:
         """Also writes every captured row to a dump in this folder."""
@@ -50,7 +51,7 @@ class Capture:
         """Metrics of every layer, by name, in order of execution.
 
         Raises:
-            InputError: the model was not called, or a layer did not run.
+            InputError: the model was not called, a call raised, or a layer did not run.
         """
         return {name: state.compute() for name, state in self.finished().items()}
 
@@ -58,18 +59,25 @@ class Capture:
         """The states in order of execution; raises as `compute` does."""
         if not self._calls:
             raise InputError("the model was not called inside the capture; call it first")
+        if self._completed < self._calls:
+            raise InputError(
+                f"{self._calls - self._completed} of {self._calls} calls of the model raised an "
+                "error midway: their tokens are in some layers only; capture again without them"
+            )
         silent = [name for name in self.layers if name not in self.states]
         if silent:
             raise InputError(
-                f"layer {silent[0]} did not run in {self._calls} calls of the model "
-                "(a model compiled before the capture drops its hooks: call "
-                "torch._dynamo.reset() after entering); capture layers that run"
+                f"layer {silent[0]} did not run in {self._calls} calls of the model; capture "
+                "layers that run"
             )
         return {name: self.states[name] for name in self.layers}
 
     def __enter__(self) -> Capture:
-        register = self._model.register_forward_pre_hook
-        self._handles = [register(self._before_model, with_kwargs=True)]
+        self._fold = eager(self._read)
+        self._handles = [
+            self._model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            self._model.register_forward_hook(self._after_model),
+        ]
         for point in self._points:
             if point.site == "input":
                 hook = partial(self._block_input, point.name)
@@ -77,6 +85,7 @@ class Capture:
             else:
                 handle = point.module.register_forward_hook(partial(self._output, point.name))
             self._handles.append(handle)
+        trace_again()
         return self
 
     def __exit__(
@@ -91,21 +100,24 @@ class Capture:
             self._writer.flush()
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._keep = self._tokens.keep(args, kwargs)
+        self._tokens.read(args, kwargs)
         self._calls += 1
         if self._writer is not None:
             self._writer.flush_if_full()
 
+    def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._completed += 1
+
     def _block_input(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._read(name, args[0] if args else kwargs["hidden_states"])
+        self._fold(name, args[0] if args else kwargs["hidden_states"])
 
     def _output(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        self._read(name, output)
+        self._fold(name, output)
 
     def _read(self, name: str, value: Any) -> None:
         """Folds one layer's hidden states into its state; the body of every hook."""
         hidden = hidden_states(name, value)
-        mask = matching_mask(self._keep, hidden, name)
+        mask = self._tokens.mask(hidden, name)
         if name not in self.states:
             state = LayerState(hidden.shape[-1], gram=self._gram, device=hidden.device)
             self.states[name] = state
@@ -128,7 +140,8 @@ def capture(
     """Captures the statistics of a model's layers while it runs; memory does not grow with tokens.
 
     Every call of the model inside the `with` block adds its tokens to one `LayerState` per layer.
-    The attention mask of the call decides which tokens count, wherever the padding lies.
+    The attention mask of the call decides which tokens count, wherever the padding lies. Code that
+    `torch.compile` made in this process is dropped on entering, and made again around the hooks.
 
     Args:
         model: Any PyTorch model. Hugging Face models need no further arguments.
@@ -152,6 +165,7 @@ def capture(
         ...     model(**batch)
         >>> run.compute()["encoder.layer.0"].metrics["mean_cosine"]  # doctest: +SKIP
     """
+    model = uncompiled(model)
     excluded = list(exclude_token_ids)
     if exclude_special_tokens:
         excluded += special_token_ids(model, tokenizer)

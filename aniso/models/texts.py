@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 from aniso.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,28 @@ def load_model(
     Raises:
         InputError: transformers is not installed, or there is no such model.
     """
+    model = load_network(name, device=device, dtype=dtype)
+    from transformers import AutoTokenizer
+
+    with _refusals(name):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    shortest = tokenizer.num_special_tokens_to_add() + 1
+    if max_length < shortest:
+        raise InputError(f"max-length is {max_length}; this tokenizer needs at least {shortest}")
+    positions = getattr(model.config, "max_position_embeddings", None) or max_length
+    return TextModel(model, tokenizer, min(max_length, positions, tokenizer.model_max_length))
+
+
+def load_network(name: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
+    """Loads the model of a local folder or a hub id, without a tokenizer; runs no code from there.
+
+    Raises:
+        InputError: transformers is not installed, or there is no such model.
+    """
     try:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
         from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise InputError('running a model needs transformers; pip install "aniso[hf]"') from error
@@ -62,22 +83,21 @@ def load_model(
         raise InputError(f"folder {name} has no config.json; pass the folder of a saved model")
     _check_device(device)
     disable_progress_bar()
+    with _refusals(name):
+        return AutoModel.from_pretrained(name, dtype=dtype or "auto").to(device).eval()
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """What transformers raises where there is no such model, as one sentence."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name, dtype=dtype or "auto").to(device).eval()
+        yield
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(
             f"{name} is no model that transformers can load ({reason}); pass a folder with "
             "config.json, weights and tokenizer, or a hub id"
         ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    shortest = tokenizer.num_special_tokens_to_add() + 1
-    if max_length < shortest:
-        raise InputError(f"max-length is {max_length}; this tokenizer needs at least {shortest}")
-    positions = getattr(model.config, "max_position_embeddings", None) or max_length
-    return TextModel(model, tokenizer, min(max_length, positions, tokenizer.model_max_length))
 
 
 def _check_device(device: str) -> None:
