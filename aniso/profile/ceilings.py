@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,26 +102,35 @@ def measure_ceilings(device: str, dtypes: Iterable[torch.dtype]) -> Ceilings:
     """
     x, cold = torch.ones(_PASS_BYTES // 4, device=device), ColdCache(device)
     copy = _rate(copy_pass(x), device, cold.evict)
-    passes = (memory_pass(x), MemoryPass(lambda: x.sum(), x.nbytes))
-    read = max(_rate(one, device, cold.evict) for one in passes)
+    read = max(_rate(one, device, cold.evict) for one in _read_passes(x))
     peaks = {str(dtype).removeprefix("torch."): _matmul_rate(dtype, device) for dtype in dtypes}
     return Ceilings(read, copy, peaks)
 
 
-def read_rate(stream: Tensor) -> float:
-    """Bytes per second at which `stream` is read now: whether the machine keeps its pace."""
-    one = memory_pass(stream)
-    return one.nbytes / median(seconds_of(one.run, str(stream.device)) for _ in range(_ROUNDS))
+def read_rates(device: str, cold: ColdCache) -> list[float]:
+    """Bytes per second of the fastest read now, by round, ascending: whether the pace is kept."""
+    x = torch.ones(_PASS_BYTES // 4, device=device)
+    passes = _read_passes(x)
+    rounds = [[_rate_once(one, device, cold.evict) for one in passes] for _ in range(_ROUNDS)]
+    return sorted(max(rates) for rates in rounds)
+
+
+def _read_passes(x: Tensor) -> tuple[MemoryPass, MemoryPass]:
+    return memory_pass(x), MemoryPass(lambda: x.sum(), x.nbytes)
+
+
+def _rate_once(one: MemoryPass, device: str, before: Callable[[], object]) -> float:
+    before()
+    return one.nbytes / seconds_of(one.run, device)
 
 
 def _rate(one: MemoryPass, device: str, before: Callable[[], object] = lambda: None) -> float:
     one.run()
-    seconds: list[float] = []
+    rates: list[float] = []
     began = time.perf_counter()
-    while len(seconds) < _ROUNDS or time.perf_counter() < began + _PATIENCE:
-        before()
-        seconds.append(seconds_of(one.run, device))
-    return one.nbytes / min(seconds)
+    while len(rates) < _ROUNDS or time.perf_counter() < began + _PATIENCE:
+        rates.append(_rate_once(one, device, before))
+    return max(rates)
 
 
 def _matmul_rate(dtype: torch.dtype, device: str) -> float:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from importlib.metadata import version
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from aniso.errors import InputError
 from aniso.profile.builtin import builtin_kernels
-from aniso.profile.ceilings import measure_ceilings, read_rate
+from aniso.profile.ceilings import measure_ceilings, read_rates
 from aniso.profile.kernels import Kernel, registered_kernels
 from aniso.profile.measurement import Measurement, Timing
 from aniso.profile.report import ProfileReport
@@ -61,12 +63,15 @@ def profile(
     ceilings = measure_ceilings(device, _DTYPES)
     cold = ColdCache(device)
     rows: list[Measurement] = []
-    pace = [read_rate(cold.stream)]
+    pace = [read_rates(device, cold)]
     for entry in wanted:
         shown(entry.op)
         rows += _measure(entry, cold, device, budget)
-        pace.append(read_rate(cold.stream))
-    return ProfileReport(_machine(device), ceilings, tuple(rows), _notes(pace))
+        pace.append(read_rates(device, cold))
+    # What memory gave at any moment of the run, it can give.
+    ceilings = replace(ceilings, read=max(ceilings.read, *(rates[-1] for rates in pace)))
+    typical = [median(rates) for rates in pace]
+    return ProfileReport(_machine(device), ceilings, tuple(rows), _notes(typical))
 
 
 def _wanted(ops: Sequence[str] | None, known: tuple[Kernel, ...]) -> list[Kernel]:
