@@ -135,6 +135,10 @@ def test_a_slowed_kernel_is_called_slow():
         (measured(1.3, 0.25), measured(1.0, 0.2), "NOISY"),
         (measured(1.5, 0.16), measured(1.0, 0.16), "NOISY"),
         (measured(9.0, 0.3), measured(1.0, 0.2), "SLOW"),
+        (measured(2.0, peer=8.0), measured(1.0, peer=4.0), "NOISY"),
+        (measured(2.0, peer=4.0), measured(1.0, peer=4.0), "SLOW"),
+        (measured(1.0, peer=4.0), measured(2.0, peer=8.0), "NOISY"),
+        (measured(1.0, peer=4.0), measured(2.0, peer=4.0), "FAST"),
     ],
 )
 def test_verdicts(now, before, expected):

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 # As large as the inputs of kernels that are bound by memory: of an eviction from a last-level cache
 # that many cores share something is always left, for them as for this.
 _PASS_BYTES = 1 << 26
-# Large enough for full speed, small enough for float64 on two cores: 0.1 s.
-_MATRIX_SIDE = {"cpu": 1536, "cuda": 8192}
-_ROUNDS = 5
+# Large enough for full speed, small enough for a round to fit between two turns of other work.
+_MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+_ROUNDS = 3
 # A limit is seen only when nothing else runs: this many seconds wait for such a moment.
 _PATIENCE = 0.25
 

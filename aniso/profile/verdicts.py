@@ -31,7 +31,7 @@ class Change:
         key: Its op, backend, dtype and shape.
         ratio: Seconds before over seconds now; above 1 it is faster.
         verdict: "FAST", "SLOW", "SAME" (within the threshold), or "NOISY": the medians differ, but
-            the rounds overlap or scatter too widely to tell.
+            the rounds overlap or scatter too widely to tell, or torch changed as much beside them.
     """
 
     key: Key
@@ -89,7 +89,18 @@ def read_profile(path: Path) -> dict[str, Any]:
 def _change(row: Measurement, now: Timing, then: dict[str, Any]) -> Change:
     ratio = then["seconds"] / now.median
     spans = (now.p20, now.p80), (then["seconds_p20"], then["seconds_p80"])
-    return Change(row.key, ratio, _verdict(ratio, spans, (now.median, then["seconds"])))
+    verdict = _verdict(ratio, spans, (now.median, then["seconds"]))
+    if verdict in ("FAST", "SLOW") and not _torch_agrees(row, then, ratio > 1):
+        verdict = "NOISY"
+    return Change(row.key, ratio, verdict)
+
+
+def _torch_agrees(row: Measurement, then: dict[str, Any], faster: bool) -> bool:
+    """Whether the ratio to torch changed the same way: else the machine did, not the kernel."""
+    if row.speedup is None or then["speedup"] is None:
+        return True
+    ratio = row.speedup / float(then["speedup"])
+    return ratio > 1 + THRESHOLD if faster else ratio < 1 / (1 + THRESHOLD)
 
 
 def _verdict(
