@@ -250,3 +250,35 @@ def test_bad_sources_get_one_sentence(tmp_path, case):
     assert re.fullmatch(r"aniso: [^\n]+\n", done.err), done.err
     assert re.search(sentence, done.err), done.err
     assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("conditions", "code", "sentence"),
+    [
+        (["mean_cosine.increase>-9"], 1, r"^aniso: mean_cosine\.increase>-9: \S+ in embeddings$"),
+        (["mean_cosine.increase>9", "rsa_pearson < 0.1"], 0, ""),
+        (["debiased_cka<2"], 1, r"debiased_cka<2: 0\.\d+ in embeddings$"),
+        (["mean_norm.change>1e3", "mean_norm.change<1e3"], 1, r"change<1e3: "),
+        (["mean_norm.decrease>9"], 0, ""),
+        (["mean_cosine>0.1"], 2, r"'mean_cosine>0\.1' cannot be compared; write mean_cosine\.incr"),
+        (["rsa_pearson.increase>1"], 2, "cannot be compared; write rsa_pearson"),
+        (["mean_cosin.increase>1"], 2, "no metric is called 'mean_cosin'; near names are mean_cos"),
+        (["mean_cosine.increase>1e"], 2, "is no condition; write"),
+        (["drop table"], 2, "is no condition; write"),
+        (["alpha_req.increase>0"], 2, "alpha_req is undefined in every layer"),
+    ],
+)
+def test_conditions_decide_the_exit_code(tmp_path, dumps, conditions, code, sentence):
+    arguments = [part for text in conditions for part in ("--fail-if", text)]
+    done = shared_cli().run("compare", "a.safetensors", "b", *arguments, cwd=tmp_path)
+    assert done.code == code, done.err
+    assert re.search(sentence, done.err, re.M), done.err
+    assert bool(done.out) == (code != 2)
+
+
+def test_increase_is_b_less_a(tmp_path, dumps):
+    """Four times the rows of a: the norms increase, and decrease the other way."""
+    write_shard(tmp_path / "b4.safetensors", {"embeddings": dumps[0]["embeddings"] * 4})
+    cli, condition = shared_cli(), ["--fail-if", "mean_norm.increase>0.1"]
+    assert cli.run("compare", "a.safetensors", "b4.safetensors", *condition, cwd=tmp_path).code == 1
+    assert cli.run("compare", "b4.safetensors", "a.safetensors", *condition, cwd=tmp_path).code == 0

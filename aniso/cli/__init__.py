@@ -10,7 +10,7 @@ import click
 
 from aniso.errors import InputError
 
-_COMMANDS = ("demo", "analyze", "capture", "compare", "experiment", "info")
+_COMMANDS = ("demo", "analyze", "capture", "compare", "experiment", "info", "profile", "report")
 
 
 class _LazyGroup(click.Group):

@@ -28,6 +28,8 @@ def show_report(report: Report, folder: Path | None, json_lines: bool) -> None:
 
     console = Console()
     console.print(report.table(console.width))
+    if report.summary():
+        console.print(report.summary(), highlight=False, markup=False)
     for note in report.notes:
         console.print(f"Note: {note}", highlight=False, markup=False)
     if folder is None:

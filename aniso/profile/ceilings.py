@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from aniso import _native
+from aniso.profile.timing import ColdCache, seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
+
+# As large as the inputs of kernels that are bound by memory: of an eviction from a last-level cache
+# that many cores share something is always left, for them as for this.
+_PASS_BYTES = 1 << 26
+# Large enough for full speed, small enough for a round to fit between two turns of other work.
+_MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+_ROUNDS = 3
+# A limit is seen only when nothing else runs: this many seconds wait for such a moment.
+_PATIENCE = 0.25
 
 
 @dataclass(frozen=True)
@@ -40,5 +51,90 @@ def memory_pass(x: Tensor) -> MemoryPass:
     if x.device.type == "cpu":
         threads = torch.get_num_threads()
         return MemoryPass(lambda: _native.read_stream_cpu(x, threads), x.nbytes)
+    return copy_pass(x)
+
+
+def copy_pass(x: Tensor) -> MemoryPass:
+    """A copy of x; bytes read and written both count."""
     target = torch.empty_like(x)
     return MemoryPass(lambda: target.copy_(x), 2 * x.nbytes)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The limits of one device, all from one run.
+
+    Attributes:
+        read: Bytes per second of the fastest pass that kernels which read once can hope for: of
+            reading on a CPU, of copying on a GPU.
+        copy: Bytes per second of a copy, read and written both counted.
+        matmul: dtype to floating-point operations per second of a large matrix product by torch.
+    """
+
+    read: float
+    copy: float
+    matmul: dict[str, float]
+
+    def floor(self, nbytes: float, flops: float, dtype: str) -> tuple[float, str]:
+        """The seconds that work takes at the limits, and which of them, "memory" or "compute"."""
+        seconds = {"memory": nbytes / self.read, "compute": flops / self._peak(dtype)}
+        which = max(seconds, key=seconds.__getitem__)
+        return seconds[which], which
+
+    def ridge(self, dtype: str) -> float:
+        """Operations per byte above which the matrix unit, not memory, is the limit."""
+        return self._peak(dtype) / self.read
+
+    def _peak(self, dtype: str) -> float:
+        return self.matmul.get(dtype, max(self.matmul.values()))
+
+
+def measure_ceilings(device: str, dtypes: Iterable[torch.dtype]) -> Ceilings:
+    """The limits of `device` as measured now: the best of the rounds, as limits are.
+
+    Memory is read by the compiled pass and by torch's sum, with cold caches; the faster one counts.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N".
+        dtypes: Of the matrix products.
+
+    Takes two to three seconds; memory 0.5 GiB.
+    """
+    x, cold = torch.ones(_PASS_BYTES // 4, device=device), ColdCache(device)
+    copy = _rate(copy_pass(x), device, cold.evict)
+    read = max(_rate(one, device, cold.evict) for one in _read_passes(x))
+    peaks = {str(dtype).removeprefix("torch."): _matmul_rate(dtype, device) for dtype in dtypes}
+    return Ceilings(read, copy, peaks)
+
+
+def read_rates(device: str, cold: ColdCache) -> list[float]:
+    """Bytes per second of the fastest read now, by round, ascending: whether the pace is kept."""
+    x = torch.ones(_PASS_BYTES // 4, device=device)
+    passes = _read_passes(x)
+    rounds = [[_rate_once(one, device, cold.evict) for one in passes] for _ in range(_ROUNDS)]
+    return sorted(max(rates) for rates in rounds)
+
+
+def _read_passes(x: Tensor) -> tuple[MemoryPass, MemoryPass]:
+    return memory_pass(x), MemoryPass(lambda: x.sum(), x.nbytes)
+
+
+def _rate_once(one: MemoryPass, device: str, before: Callable[[], object]) -> float:
+    before()
+    return one.nbytes / seconds_of(one.run, device)
+
+
+def _rate(one: MemoryPass, device: str, before: Callable[[], object] = lambda: None) -> float:
+    one.run()
+    rates: list[float] = []
+    began = time.perf_counter()
+    while len(rates) < _ROUNDS or time.perf_counter() < began + _PATIENCE:
+        rates.append(_rate_once(one, device, before))
+    return max(rates)
+
+
+def _matmul_rate(dtype: torch.dtype, device: str) -> float:
+    side = _MATRIX_SIDE[torch.device(device).type]
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    return _rate(MemoryPass(lambda: torch.matmul(a, b, out=product), 2 * side**3), device)

@@ -1,6 +1,7 @@
 """What an analysis found: a terminal table, `results.json` and a self-contained HTML page."""
 
 from aniso.report._comparison import ComparisonReport
+from aniso.report._conditions import Condition, failures
 from aniso.report._report import Report
 
-__all__ = ["ComparisonReport", "Report"]
+__all__ = ["ComparisonReport", "Condition", "Report", "failures"]

@@ -10,6 +10,7 @@ from aniso.report._labels import row_notes, short_names
 from aniso.report._palette import variables
 from aniso.report._plain import column, count, describe
 from aniso.report._plots import draw_plots
+from aniso.report._summary import summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,6 +102,6 @@ def _lead(layers: Layers) -> str:
         return facts
     low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
     return facts + (
-        f"The mean cosine of two rows runs from {known[low]:.3f} ({low}) "
+        f"{summary(layers)} The mean cosine of two rows runs from {known[low]:.3f} ({low}) "
         f"to {known[high]:.3f} ({high})."
     )

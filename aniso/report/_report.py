@@ -57,6 +57,24 @@ class Report:
 
         return render_html(self)
 
+    def to_markdown(self) -> str:
+        """Return a section for a model card: finding, key figures, formulas, left-out rows."""
+        from aniso.report._text import to_markdown
+
+        return to_markdown(self)
+
+    def to_csv(self) -> str:
+        """Return a CSV table: a line per layer, every number in full precision."""
+        from aniso.report._text import to_csv
+
+        return to_csv(self)
+
+    def summary(self) -> str:
+        """Return which layers are most alike, by how much, and the dimensions that make it so."""
+        from aniso.report._summary import summary
+
+        return summary(self.layers)
+
     def table(self, width: int = 80) -> Table:
         """Return a rich table of the main metrics that fits `width` columns."""
         from aniso.report._table import metrics_table
