@@ -22,7 +22,7 @@ struct Shape {
   static constexpr bool kNear = kOnChip;
   static constexpr int kExchange = svd::kSlots * kWarps;
   // Registers: 255 per thread of a small block, else 128.
-  static constexpr int kBlocksPerSm = kWarps == 4 ? 2 : 16 / kWarps;
+  static constexpr int kBlocksPerSm = kWarps == 4 ? 2 : 1;
 };
 
 template <class S>
@@ -36,7 +36,7 @@ __global__ __launch_bounds__(S::BlockOf::kThreads, S::kBlocksPerSm) void factori
 
 template <class S>
 int64_t shared_bytes(int64_t p) {
-  return (S::kExchange + svd::own_doubles(p, S::kNear)) * int64_t{sizeof(double)};
+  return (S::kExchange + svd::own_doubles(p, S::kWarps, S::kNear)) * int64_t{sizeof(double)};
 }
 
 /// Calls visit(Shape{}) with the shape for short sides of p on a device that lets a block have so

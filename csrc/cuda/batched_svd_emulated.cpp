@@ -14,7 +14,8 @@ void emulate(const MatricesView& x, const SvdView& out, int threads) {
   const int64_t p = std::min(x.m, x.n), q = std::max(x.m, x.n);
   const int64_t far = svd::workspace_doubles(p, q, out.k, out.left != nullptr, kNear);
   // A value that is read before it is written shows as not-a-number.
-  std::vector<double> workspace(far, std::nan("")), own(svd::own_doubles(p, kNear), std::nan(""));
+  std::vector<double> workspace(far, std::nan("")),
+      own(svd::own_doubles(p, svd::HostTeam::kWarps, kNear), std::nan(""));
   std::vector<double> exchange(svd::kSlots * svd::HostTeam::kWarps), lanes(threads);
   std::vector<Team> warps(svd::HostTeam::kWarps, Team{threads / svd::HostTeam::kWarps});
   svd::HostShared shared{Team{threads}, warps.data(), exchange.data(), lanes.data()};

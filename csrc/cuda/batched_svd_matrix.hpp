@@ -4,6 +4,8 @@
 // marked SVD_FAILED: the caller takes another solver.
 #pragma once
 
+#include <type_traits>
+
 #include "common/matrices_view.hpp"
 #include "cuda/batched_svd_tridiagonal.hpp"
 
@@ -37,7 +39,9 @@ inline int64_t workspace_doubles(int64_t p, int64_t q, int64_t k, bool vectors, 
 }
 
 /// Doubles of the team's own memory, beside its exchange.
-inline int64_t own_doubles(int64_t p, bool near) { return kStage + 5 * p + 1 + (near ? p * p : 0); }
+inline int64_t own_doubles(int64_t p, int64_t warps, bool near) {
+  return kStage + 5 * p + p * (near ? p : warps);
+}
 
 ANISO_PHASE float of_bits(uint32_t bits) {
   float x;
@@ -108,7 +112,7 @@ ANISO_PHASE double probe_sign(int j, int c) {
 template <int kMost, bool kNear, class Team>
 class Factorization {
  public:
-  /// own: own_doubles(p, kNear), 16-byte aligned; slot: which workspace.
+  /// own: own_doubles(p, kWarps, kNear), 16-byte aligned; slot: which workspace.
   ANISO_PHASE Factorization(const Team& team, const Job& job, double* own, int64_t slot)
       : team_(team), job_(job), p_(job.p), q_(job.q), k_(job.k), wide_(job.x.m <= job.x.n) {
     double* far = job.workspace + slot * job.workspace_doubles;
@@ -120,16 +124,9 @@ class Factorization {
     s_.values = s_.tau + p_;
     s_.begins = reinterpret_cast<int*>(s_.values + p_);
     s_.ends = s_.begins + p_;
-    // Pairs of doubles start at even places.
-    s_.gram = kNear ? own + (kStage + 5 * p_ + 1) / 2 * 2 : far;
-    columns_ = far + (kNear ? 0 : int64_t{p_} * p_);
-    z_ = columns_ + int64_t{p_} * k_;
-    b_ = z_ + int64_t{p_} * k_;
-    const int64_t products = int64_t{k_} * q_, pairs = 2 * int64_t{p_} * k_;
-    separated_ = b_ + (products > pairs ? products : pairs);
-    along_ = separated_ + int64_t{p_} * kGroup;
-    across_ = along_ + int64_t{kProbes} * q_;
-    images_ = across_ + int64_t{kProbes} * p_;
+    room_ = s_.values + 2 * p_;
+    s_.gram = kNear ? room_ : far;
+    far_ = far + (kNear ? 0 : int64_t{p_} * p_);
   }
 
   ANISO_PHASE void run(int64_t index) {
@@ -153,6 +150,8 @@ class Factorization {
   }
 
  private:
+  using Vector = std::conditional_t<kNear, InRegisters<kMost, Team>, InMemory<kMost, Team>>;
+
   // ---- the Gram matrix ----
 
   /// A Aᵀ brought to a trace of about 1 by a power of two; false where it is not finite. Products
@@ -177,27 +176,42 @@ class Factorization {
 
   // ---- vectors ----
 
-  /// Z into z_ and B = Z A, in the scale of the Gram matrix, into b_; false where vectors are not
+  /// Z, and B = Z A in the scale of the Gram matrix; false where vectors are not
   /// told apart.
   ANISO_PHASE bool find_vectors() {
     const int n = p_, q = q_;
-    twist(team_, s_, k_, spread_, columns_, b_, b_ + int64_t{n} * k_);
-    if (!Separation<Team>(team_, s_, k_, columns_, separated_).run(spread_)) return false;
-    turn_back<kMost>(team_, s_, k_, columns_, z_);
+    twist(team_, s_, k_, spread_, columns(), b(), b() + int64_t{n} * k_);
+    if (!Separation<Team>(team_, s_, k_, columns(), separated()).run(spread_)) return false;
+    turn_back<Vector>(team_, s_, k_, columns(), z(), room_);
     const double down = scalbn(1.0, -exponent_);
-    double* b = b_;
-    multiply(team_, s_.stage, {k_, q, n}, false, RowsOf{z_, n}, ColumnsOfA{a_, a_.inner != 1},
-             [=](int j, int c, double value) { b[int64_t{j} * q + c] = value * down; });
+    double* out = b();
+    multiply(team_, s_.stage, {k_, q, n}, false, RowsOf{z(), n}, ColumnsOfA{a_, a_.inner != 1},
+             [=](int j, int c, double value) { out[int64_t{j} * q + c] = value * down; });
     return true;
   }
+
+  // The workspace: addresses are cheaper to find again than to keep in registers.
+
+  /// Vectors of T, [p, k].
+  ANISO_PHASE double* columns() const { return far_; }
+  /// Z, [k, p].
+  ANISO_PHASE double* z() const { return far_ + p_ * k_; }
+  /// B, [k, q]; before it is there, two matrices [p, k].
+  ANISO_PHASE double* b() const { return far_ + 2 * p_ * k_; }
+  /// [p, kGroup]
+  ANISO_PHASE double* separated() const { return b() + k_ * (q_ > 2 * p_ ? q_ : 2 * p_); }
+  /// [kProbes, q], [kProbes, p], [kProbes, p]
+  ANISO_PHASE double* along() const { return separated() + p_ * kGroup; }
+  ANISO_PHASE double* across() const { return along() + kProbes * q_; }
+  ANISO_PHASE double* images() const { return across() + kProbes * p_; }
 
   // The stage, from here on: norms, their descending order, and the signs of vectors.
   ANISO_PHASE double* norms() const { return s_.stage; }
   ANISO_PHASE double* signs() const { return s_.stage + k_; }
   ANISO_PHASE int* order() const { return reinterpret_cast<int*>(s_.stage + 2 * k_); }
 
-  ANISO_PHASE const double* b_row(int j) const { return b_ + int64_t{j} * q_; }
-  ANISO_PHASE const double* z_row(int j) const { return z_ + int64_t{j} * p_; }
+  ANISO_PHASE const double* b_row(int j) const { return b() + int64_t{j} * q_; }
+  ANISO_PHASE const double* z_row(int j) const { return z() + int64_t{j} * p_; }
 
   /// Norms of B's rows, which are the singular values; their order; bounds; B's rows to length 1.
   ANISO_PHASE void measure() {
@@ -206,7 +220,7 @@ class Factorization {
       for (int c = team_.lane(); c < q_; c += team_.lanes()) square += b_row(j)[c] * b_row(j)[c];
       square = team_.warp_sum(square);
       const double norm = sqrt(square), inverse = norm > 0.0 ? 1.0 / norm : 0.0;
-      for (int c = team_.lane(); c < q_; c += team_.lanes()) b_[int64_t{j} * q_ + c] *= inverse;
+      for (int c = team_.lane(); c < q_; c += team_.lanes()) b()[int64_t{j} * q_ + c] *= inverse;
       if (team_.lane() == 0) norms()[j] = norm;
     }
     team_.sync();
@@ -224,15 +238,15 @@ class Factorization {
   // ---- checks by random probes: E‖R ω‖² = ‖R‖_F² for ω of random signs (Hutchinson 1990) ----
 
   ANISO_PHASE void check() {
-    combine(b_, q_, false, along_);
-    images_of(RowsOf{b_, q_}, k_, q_, along_);
+    combine(b(), q_, false, along());
+    images_of(RowsOf{b(), q_}, k_, q_, along());
     const double defect_long = defect();
     // ω S Z - ω Vᵀ Aᵀ
-    combine(z_, p_, true, across_);
-    images_of(RowsOfA{a_, true}, p_, q_, along_);
+    combine(z(), p_, true, across());
+    images_of(RowsOfA{a_, true}, p_, q_, along());
     const double residual = distance(scalbn(1.0, -exponent_));
-    combine(z_, p_, false, across_);
-    images_of(RowsOf{z_, p_}, k_, p_, across_);
+    combine(z(), p_, false, across());
+    images_of(RowsOf{z(), p_}, k_, p_, across());
     const double defect_short = defect();
     if (team_.thread() != 0) return;
     const double larger = fmax(defect_long, defect_short);
@@ -242,8 +256,10 @@ class Factorization {
 
   /// out [kProbes, length] = Σ_j ω_j (σ_j) rows_j.
   ANISO_PHASE void combine(const double* rows, int length, bool weighted, double* out) const {
+#pragma unroll 1
     for (int c = team_.thread(); c < length; c += team_.threads()) {
       double sums[kProbes] = {};
+#pragma unroll 1
       for (int j = 0; j < k_; ++j) {
         const double entry = rows[int64_t{j} * length + c] * (weighted ? norms()[j] : 1.0);
 #pragma unroll
@@ -255,11 +271,13 @@ class Factorization {
     team_.sync();
   }
 
-  /// images_ [kProbes, count] = probes rowsᵀ.
+  /// images() [kProbes, count] = probes rowsᵀ.
   template <class Rows>
   ANISO_PHASE void images_of(const Rows& rows, int count, int length, const double* probes) const {
+#pragma unroll 1
     for (int j = team_.warp(); j < count; j += Team::kWarps) {
       double sums[kProbes] = {};
+#pragma unroll 1
       for (int c = team_.lane(); c < length; c += team_.lanes()) {
         const double entry = rows(j, c);
 #pragma unroll
@@ -270,7 +288,7 @@ class Factorization {
 #pragma unroll
       for (int probe = 0; probe < kProbes; ++probe) {
         const double total = team_.warp_sum(sums[probe]);
-        if (team_.lane() == 0) images_[probe * count + j] = total;
+        if (team_.lane() == 0) images()[probe * count + j] = total;
       }
     }
     team_.sync();
@@ -280,7 +298,7 @@ class Factorization {
   ANISO_PHASE double defect() const {
     double total = 0.0;
     for (int i = team_.thread(); i < kProbes * k_; i += team_.threads()) {
-      const double rest = images_[i] - probe_sign(i % k_, i / k_);
+      const double rest = images()[i] - probe_sign(i % k_, i / k_);
       total += rest * rest;
     }
     return team_.sum(total);
@@ -290,7 +308,7 @@ class Factorization {
   ANISO_PHASE double distance(double scale) const {
     double total = 0.0;
     for (int i = team_.thread(); i < kProbes * p_; i += team_.threads()) {
-      const double rest = across_[i] - scale * images_[i];
+      const double rest = across()[i] - scale * images()[i];
       total += rest * rest;
     }
     return team_.sum(total);
@@ -345,7 +363,7 @@ class Factorization {
   /// The vectors as written: the sign makes the largest entry of the right one positive.
   ANISO_PHASE void write_vectors() const {
     const int m = static_cast<int>(job_.x.m), n = static_cast<int>(job_.x.n);
-    const double *left = wide_ ? z_ : b_, *right = wide_ ? b_ : z_;
+    const double *left = wide_ ? z() : b(), *right = wide_ ? b() : z();
     for (int j = team_.warp(); j < k_; j += Team::kWarps) {
       const double* row = right + int64_t{order()[j]} * n;
       const double sign = sign_of(row, n);
@@ -384,8 +402,8 @@ class Factorization {
   const bool wide_;
   Spectrum s_{};
   Entries a_{};
-  double *columns_, *z_, *b_;  // vectors of T [p, k], Z [k, p], B [k, q]; two [p, k] before B
-  double *separated_, *along_, *across_, *images_;
+  double* room_;  // beside the stage: the Gram matrix, or one vector [p] per warp
+  double* far_;   // the workspace, without the Gram matrix
   int64_t index_ = 0;
   int exponent_ = 0;
   double norm_ = 0.0, spread_ = 0.0;

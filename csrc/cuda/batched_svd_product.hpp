@@ -85,6 +85,7 @@ ANISO_PHASE void multiply_tile(const Team& team, double* stage, const Extent& si
     if (depth + kDepth < size.depth) carrier.fetch(team, size, row, column, depth + kDepth);
     const double *a = stage + own_row * kStageStride,
                  *b = stage + (kTile + own_column) * kStageStride;
+#pragma unroll 1
     for (int k = 0; k < kDepth && !idle; k += kPieceDepth) {
 #pragma unroll
       for (int r = 0; r < Part::kRows; ++r) {

@@ -43,6 +43,8 @@ struct BlockTeam {
   __device__ static constexpr int lanes() { return kLanes; }
   __device__ int warp() const { return thread() / kLanes; }
   __device__ void sync() const { __syncthreads(); }
+  /// What was read from memory is no longer in registers.
+  __device__ static void forget() { asm volatile("" ::: "memory"); }
 
   __device__ double warp_sum(double x) const {
 #pragma unroll
@@ -108,6 +110,7 @@ struct HostTeam {
   int lane() const { return index % lanes(); }
   int warp() const { return index / lanes(); }
   void sync() const { team_wait(shared->all); }
+  static void forget() {}
 
   double warp_sum(double x) const {
     if (lanes() == 1) return x;

@@ -15,7 +15,7 @@ constexpr double kCluster = 1e-5;
 /// A vector of which less than this is left by that is not trusted.
 constexpr double kLeftOver = 0.5;
 /// Vectors orthogonalised at a time.
-constexpr int kGroup = 16;
+constexpr int kGroup = 8;
 /// The largest order: four vectors of it fill most of the stage.
 constexpr int kMostOrder = 512;
 
@@ -438,6 +438,7 @@ class Separation {
   ANISO_PHASE void clear_of(int first, int group, int width) {
     for (int j = first + team_.thread(); j < group; j += team_.threads()) {
       double sums[kGroup] = {};
+#pragma unroll 1
       for (int i = 0; i < s_.n; ++i) add(sums, columns_[i * count_ + j], row(i, group), width);
 #pragma unroll
       for (int b = 0; b < kGroup; ++b) products_[(j - first) * kGroup + b] = sums[b];
@@ -445,6 +446,7 @@ class Separation {
     team_.sync();
     for (int i = team_.thread(); i < s_.n; i += team_.threads()) {
       double sums[kGroup] = {};
+#pragma unroll 1
       for (int j = first; j < group; ++j) {
         add(sums, columns_[i * count_ + j], products_ + (j - first) * kGroup, kGroup);
       }
@@ -499,48 +501,63 @@ class Separation {
   double *columns_, *products_;
 };
 
-/// Vectors of T into vectors of the matrix: rows [count, n] ← columnsᵀ H₁ H₂ …, each warp with
-/// one or two vectors in registers. No order beyond kMost.
+/// One vector [n] per warp at a time, spread over the registers of its lanes: entry c · lanes +
+/// lane of it. No order beyond kMost.
 template <int kMost, class Team>
+struct InRegisters {
+  static constexpr int kChunks = (kMost + Team::kLanes - 1) / Team::kLanes;
+  static constexpr int kUnrolled = kChunks;
+  double entries[kChunks];
+
+  ANISO_PHASE explicit InRegisters(double*) {}
+  ANISO_PHASE double& at(int c, int) { return entries[c]; }
+};
+
+/// The same in fast memory [n], for vectors that registers have no room for.
+template <int kMost, class Team>
+struct InMemory {
+  static constexpr int kChunks = (kMost + Team::kLanes - 1) / Team::kLanes;
+  static constexpr int kUnrolled = 4;
+  double* entries;
+
+  ANISO_PHASE explicit InMemory(double* room) : entries(room) {}
+  ANISO_PHASE double& at(int, int i) { return entries[i]; }
+};
+
+/// Vectors of T into vectors of the matrix: rows [count, n] ← columnsᵀ H₁ H₂ …, a warp per vector
+/// at a time, held as Vector says; room: [kWarps, n].
+template <class Vector, class Team>
 ANISO_PHASE void turn_back(const Team& team, const Spectrum& s, int count, const double* columns,
-                           double* rows) {
-  constexpr int kChunks = (kMost + Team::kLanes - 1) / Team::kLanes;
-  constexpr int kCarried = kChunks <= 8 ? 2 : 1;
+                           double* rows, double* room) {
   const int n = s.n;
-  for (int j = team.warp() * kCarried; j < count; j += Team::kWarps * kCarried) {
-    double z[kCarried][kChunks];
-#pragma unroll
-    for (int v = 0; v < kCarried; ++v) {
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        const int i = c * team.lanes() + team.lane();
-        z[v][c] = i < n && j + v < count ? columns[i * count + j + v] : 0.0;
-      }
+#pragma unroll 1
+  for (int j = team.warp(); j < count; j += Team::kWarps) {
+    Vector z(room + team.warp() * n);
+#pragma unroll Vector::kUnrolled
+    for (int c = 0; c < Vector::kChunks; ++c) {
+      const int i = c * team.lanes() + team.lane();
+      if (i < n) z.at(c, i) = columns[i * count + j];
     }
+#pragma unroll 1
     for (int r = 1; r < n; ++r) {
       const double* x = s.gram + r * n;
-      double dots[kCarried] = {}, entries[kChunks];
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
+      double dot = 0.0;
+#pragma unroll Vector::kUnrolled
+      for (int c = 0; c < Vector::kChunks; ++c) {
         const int i = c * team.lanes() + team.lane();
-        entries[c] = i < r ? x[i] : 0.0;
-#pragma unroll
-        for (int v = 0; v < kCarried; ++v) dots[v] += z[v][c] * entries[c];
+        if (i < r) dot += z.at(c, i) * x[i];
       }
-#pragma unroll
-      for (int v = 0; v < kCarried; ++v) {
-        const double along = s.tau[r] * team.warp_sum(dots[v]);
-#pragma unroll
-        for (int c = 0; c < kChunks; ++c) z[v][c] -= along * entries[c];
+      const double along = s.tau[r] * team.warp_sum(dot);
+#pragma unroll Vector::kUnrolled
+      for (int c = 0; c < Vector::kChunks; ++c) {
+        const int i = c * team.lanes() + team.lane();
+        if (i < r) z.at(c, i) -= along * x[i];
       }
     }
-#pragma unroll
-    for (int v = 0; v < kCarried; ++v) {
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        const int i = c * team.lanes() + team.lane();
-        if (i < n && j + v < count) rows[(j + v) * n + i] = z[v][c];
-      }
+#pragma unroll Vector::kUnrolled
+    for (int c = 0; c < Vector::kChunks; ++c) {
+      const int i = c * team.lanes() + team.lane();
+      if (i < n) rows[j * n + i] = z.at(c, i);
     }
   }
   team.sync();
