@@ -21,6 +21,7 @@ struct Shape {
   static constexpr int kWarps = kWarpCount, kMost = kMostSide;
   static constexpr bool kNear = kOnChip;
   static constexpr int kExchange = svd::kSlots * kWarps;
+  static constexpr int kHead = kExchange + (sizeof(Job) + 15) / 16 * 2;
   // Registers: 255 per thread of a small block, else 128.
   static constexpr int kBlocksPerSm = kWarps == 4 ? 2 : 1;
 };
@@ -28,15 +29,19 @@ struct Shape {
 template <class S>
 __global__ __launch_bounds__(S::BlockOf::kThreads, S::kBlocksPerSm) void factorize(const Job job) {
   extern __shared__ __align__(16) double memory[];
+  // Read where it is needed: kept in registers, the job would leave too few for the sums.
+  Job& near_job = *reinterpret_cast<Job*>(memory + S::kExchange);
+  if (threadIdx.x == 0) near_job = job;
+  __syncthreads();
   const typename S::BlockOf team{memory};
-  svd::Factorization<S::kMost, S::kNear, typename S::BlockOf> matrix(
-      team, job, memory + S::kExchange, blockIdx.x);
-  for (int64_t index = blockIdx.x; index < job.x.b; index += gridDim.x) matrix.run(index);
+  svd::Factorization<S::kMost, S::kNear, typename S::BlockOf> matrix(team, near_job,
+                                                                     memory + S::kHead, blockIdx.x);
+  for (int64_t index = blockIdx.x; index < near_job.x.b; index += gridDim.x) matrix.run(index);
 }
 
 template <class S>
 int64_t shared_bytes(int64_t p) {
-  return (S::kExchange + svd::own_doubles(p, S::kWarps, S::kNear)) * int64_t{sizeof(double)};
+  return (S::kHead + svd::own_doubles(p, S::kWarps, S::kNear)) * int64_t{sizeof(double)};
 }
 
 /// Calls visit(Shape{}) with the shape for short sides of p on a device that lets a block have so
@@ -97,7 +102,8 @@ cudaError_t with_plan(const MatricesView& x, const SvdView& out, Visit visit) {
                   static_cast<int>(q),
                   static_cast<int>(out.k),
                   nullptr,
-                  svd::workspace_doubles(p, q, out.k, vectors, S::kNear)};
+                  svd::workspace_doubles(p, q, out.k, vectors, S::kNear),
+                  svd::gram_error(p, q)};
     return visit(shape, job, blocks);
   });
 }

@@ -26,7 +26,15 @@ struct Job {
   int p, q, k;
   double* workspace;          ///< [teams, workspace_doubles]
   int64_t workspace_doubles;  ///< per team
+  double gram_error;          ///< ‖error‖_F of a Gram matrix and of its eigenvalues, over ‖A‖_F²
 };
+
+/// Rounding errors of a sum of length n grow as √n with a probability beyond doubt (Higham & Mary
+/// 2019).
+inline double gram_error(int64_t p, int64_t q) {
+  return kUnit *
+         (8.0 * std::sqrt(static_cast<double>(q)) + 24.0 * std::sqrt(static_cast<double>(p)));
+}
 
 inline int64_t vector_doubles(int64_t p, int64_t q, int64_t k) {
   const int64_t products = k * q > 2 * p * k ? k * q : 2 * p * k;
@@ -316,14 +324,8 @@ class Factorization {
 
   // ---- results ----
 
-  /// ‖error‖_F of a Gram matrix and of its eigenvalues, over ‖A‖_F²: rounding errors of a sum of
-  /// length n grow as √n with a probability beyond doubt (Higham & Mary 2019).
-  ANISO_PHASE double gram_error() const {
-    return kUnit * (8.0 * sqrt(static_cast<double>(q_)) + 24.0 * sqrt(static_cast<double>(p_)));
-  }
-
   ANISO_PHASE void write(int j, double sigma) const {
-    const double error = gram_error() * norm_ * norm_, square = sigma * sigma;
+    const double error = job_.gram_error * norm_ * norm_, square = sigma * sigma;
     const int64_t at = index_ * k_ + j;
     const double low = square > error ? sqrt(square - error) : 0.0;
     job_.out.values[at] = scalbn(sigma, exponent_);

@@ -517,7 +517,7 @@ struct InRegisters {
 template <int kMost, class Team>
 struct InMemory {
   static constexpr int kChunks = (kMost + Team::kLanes - 1) / Team::kLanes;
-  static constexpr int kUnrolled = 4;
+  static constexpr int kUnrolled = 2;
   double* entries;
 
   ANISO_PHASE explicit InMemory(double* room) : entries(room) {}
