@@ -19,9 +19,14 @@ void emulate(const MatricesView& x, const SvdView& out, int threads) {
   std::vector<double> exchange(svd::kSlots * svd::HostTeam::kWarps), lanes(threads);
   std::vector<Team> warps(svd::HostTeam::kWarps, Team{threads / svd::HostTeam::kWarps});
   svd::HostShared shared{Team{threads}, warps.data(), exchange.data(), lanes.data()};
-  const svd::Job job{
-      x,  out, static_cast<int>(p), static_cast<int>(q), static_cast<int>(out.k), workspace.data(),
-      far};
+  const svd::Job job{x,
+                     out,
+                     static_cast<int>(p),
+                     static_cast<int>(q),
+                     static_cast<int>(out.k),
+                     workspace.data(),
+                     far,
+                     svd::gram_error(p, q)};
   parallel_parts(threads, threads, [&](int part, int64_t, int64_t) {
     const svd::HostTeam team{&shared, part, threads};
     svd::Factorization<svd::kMostOrder, kNear, svd::HostTeam> matrix(team, job, own.data(), 0);

@@ -126,13 +126,7 @@ class Factorization {
     double* far = job.workspace + slot * job.workspace_doubles;
     s_.n = p_;
     s_.stage = own;
-    s_.d = own + kStage;
-    s_.e = s_.d + p_;
-    s_.tau = s_.e + p_;
-    s_.values = s_.tau + p_;
-    s_.begins = reinterpret_cast<int*>(s_.values + p_);
-    s_.ends = s_.begins + p_;
-    room_ = s_.values + 2 * p_;
+    room_ = s_.values() + 2 * p_;
     s_.gram = kNear ? room_ : far;
     far_ = far + (kNear ? 0 : int64_t{p_} * p_);
   }
@@ -144,13 +138,17 @@ class Factorization {
           wide_ ? job_.x.row_stride : job_.x.column_stride,
           wide_ ? job_.x.column_stride : job_.x.row_stride};
     if (!accumulate()) return mark(SVD_NOT_FINITE);
+    // Addresses of one phase must not take registers from the others.
+    team_.hide(s_.n);
     Reduction<Team>(team_, s_).run();
+    team_.hide(s_.n);
     spread_ = split(team_, s_);
+    team_.hide(s_.n);
     Bisection<Team>(team_, s_).run(k_);
     const bool vectors = job_.out.left != nullptr;
-    if (s_.values[k_ - 1] < kRefineBelow * kRefineBelow * s_.values[0]) return mark(SVD_FAILED);
+    if (s_.values()[k_ - 1] < kRefineBelow * kRefineBelow * s_.values()[0]) return mark(SVD_FAILED);
     if (!vectors) return write_values();
-    if (!(s_.values[0] > 0.0) || !find_vectors()) return mark(SVD_FAILED);
+    if (!(s_.values()[0] > 0.0) || !find_vectors()) return mark(SVD_FAILED);
     measure();
     check();
     write_vectors();
@@ -189,7 +187,9 @@ class Factorization {
   ANISO_PHASE bool find_vectors() {
     const int n = p_, q = q_;
     twist(team_, s_, k_, spread_, columns(), b(), b() + int64_t{n} * k_);
+    team_.hide(s_.n);
     if (!Separation<Team>(team_, s_, k_, columns(), separated()).run(spread_)) return false;
+    team_.hide(s_.n);
     turn_back<Vector>(team_, s_, k_, columns(), z(), room_);
     const double down = scalbn(1.0, -exponent_);
     double* out = b();
@@ -335,7 +335,7 @@ class Factorization {
 
   ANISO_PHASE void write_values() const {
     for (int j = team_.thread(); j < k_; j += team_.threads()) {
-      write(j, sqrt(s_.values[j] > 0.0 ? s_.values[j] : 0.0));
+      write(j, sqrt(s_.values()[j] > 0.0 ? s_.values()[j] : 0.0));
     }
     if (team_.thread() == 0) {
       job_.out.checks[index_] = job_.out.checks[job_.x.b + index_] = nan("");

@@ -43,8 +43,8 @@ struct BlockTeam {
   __device__ static constexpr int lanes() { return kLanes; }
   __device__ int warp() const { return thread() / kLanes; }
   __device__ void sync() const { __syncthreads(); }
-  /// What was read from memory is no longer in registers.
-  __device__ static void forget() { asm volatile("" ::: "memory"); }
+  /// A number the compiler cannot know: what follows from it is computed again, not kept.
+  __device__ static void hide(int& x) { asm volatile("" : "+r"(x)); }
 
   __device__ double warp_sum(double x) const {
 #pragma unroll
@@ -110,7 +110,7 @@ struct HostTeam {
   int lane() const { return index % lanes(); }
   int warp() const { return index / lanes(); }
   void sync() const { team_wait(shared->all); }
-  static void forget() {}
+  static void hide(int&) {}
 
   double warp_sum(double x) const {
     if (lanes() == 1) return x;

@@ -22,14 +22,18 @@ constexpr int kMostOrder = 512;
 /// What the phases keep where access is fast; all but the stage survive from phase to phase.
 struct Spectrum {
   int n;
-  double* gram;    ///< [n, n] the symmetric matrix; afterwards row r > 0 holds reflector r
-  double* stage;   ///< [kStage] of whoever needs it
-  double* d;       ///< [n] diagonal
-  double* e;       ///< [n] beside it; e[n - 1] = 0
-  double* tau;     ///< [n] reflector r is I - tau[r] x xᵀ with x[r - 1] = 1
-  double* values;  ///< [n] eigenvalues, descending
-  int* begins;     ///< [n] where the unreduced block of value j begins ...
-  int* ends;       ///< [n] ... and ends
+  double* gram;   ///< [n, n] the symmetric matrix; afterwards row r > 0 holds reflector r
+  double* stage;  ///< [kStage] of whoever needs it, and then the vectors below
+
+  /// [n] diagonal, and [n] beside it; e[n - 1] = 0.
+  ANISO_PHASE double* d() const { return stage + kStage; }
+  ANISO_PHASE double* e() const { return d() + n; }
+  /// [n] reflector r is I - tau[r] x xᵀ with x[r - 1] = 1.
+  ANISO_PHASE double* tau() const { return e() + n; }
+  /// [n] eigenvalues, descending, and [n] where the unreduced block of each begins and ends.
+  ANISO_PHASE double* values() const { return tau() + n; }
+  ANISO_PHASE int* begins() const { return reinterpret_cast<int*>(values() + n); }
+  ANISO_PHASE int* ends() const { return begins() + n; }
 };
 
 /// A row of the pending rank-two update, and of the factor that the next product takes.
@@ -81,12 +85,12 @@ class Reduction {
       team_.sync();
       const double alpha = row(r)[r - 1];
       last_ = Reflector::of(alpha, team_.collected(0));
-      if (team_.thread() == 0) s_.e[r - 1] = last_.beta, s_.tau[r] = last_.tau;
+      if (team_.thread() == 0) s_.e()[r - 1] = last_.beta, s_.tau()[r] = last_.tau;
       team_.deposit(1, pass(r, alpha - last_.beta));
       team_.sync();
     }
     settle(0);
-    if (team_.thread() == 0) s_.e[s_.n - 1] = s_.tau[0] = 0.0;
+    if (team_.thread() == 0) s_.e()[s_.n - 1] = s_.tau()[0] = 0.0;
     team_.sync();
   }
 
@@ -114,7 +118,7 @@ class Reduction {
       }
       pending_[j] = now;
       row(r)[j] = entry;
-      if (j == r) s_.d[r] = entry;
+      if (j == r) s_.d()[r] = entry;
       if (j < r - 1) square += entry * entry;
     }
     return square;
@@ -166,12 +170,12 @@ template <class Team>
 ANISO_PHASE double split(const Team& team, const Spectrum& s) {
   double norm = 0.0;
   for (int i = 0; i < s.n; ++i) {
-    const double left = i > 0 ? fabs(s.e[i - 1]) : 0.0;
-    norm = fmax(norm, fabs(s.d[i]) + fabs(s.e[i]) + left);
+    const double left = i > 0 ? fabs(s.e()[i - 1]) : 0.0;
+    norm = fmax(norm, fabs(s.d()[i]) + fabs(s.e()[i]) + left);
   }
   team.sync();
   for (int i = team.thread(); i < s.n; i += team.threads()) {
-    if (fabs(s.e[i]) <= 0.25 * kEpsilon * norm) s.e[i] = 0.0;
+    if (fabs(s.e()[i]) <= 0.25 * kEpsilon * norm) s.e()[i] = 0.0;
   }
   team.sync();
   return norm;
@@ -239,9 +243,9 @@ class Bisection {
     for (; width > tolerance_; width /= points_ + 1) narrow();
     for (int j = team_.thread(); j < slots_; j += team_.threads()) {
       const int rank = whole ? j : rank_of(j);
-      s_.values[rank] = middle(j);
-      s_.begins[rank] = begins_[j];
-      s_.ends[rank] = ends_[j];
+      s_.values()[rank] = middle(j);
+      s_.begins()[rank] = begins_[j];
+      s_.ends()[rank] = ends_[j];
     }
     team_.sync();
   }
@@ -250,13 +254,13 @@ class Bisection {
   /// e², the blocks and the interval that holds all eigenvalues. A coupling of zero counts as
   /// 2^-65, so that no minor vanishes.
   ANISO_PHASE void prepare() {
-    bottom_ = top_ = s_.d[0];
+    bottom_ = top_ = s_.d()[0];
     blocks_ = 1;
     for (int i = 0; i < s_.n; ++i) {
-      const double radius = (i > 0 ? fabs(s_.e[i - 1]) : 0.0) + fabs(s_.e[i]);
-      bottom_ = fmin(bottom_, s_.d[i] - radius);
-      top_ = fmax(top_, s_.d[i] + radius);
-      blocks_ += i + 1 < s_.n && s_.e[i] == 0.0;
+      const double radius = (i > 0 ? fabs(s_.e()[i - 1]) : 0.0) + fabs(s_.e()[i]);
+      bottom_ = fmin(bottom_, s_.d()[i] - radius);
+      top_ = fmax(top_, s_.d()[i] + radius);
+      blocks_ += i + 1 < s_.n && s_.e()[i] == 0.0;
     }
     const double norm = fmax(fabs(bottom_), fabs(top_));
     // A zero matrix has its values at once.
@@ -264,10 +268,10 @@ class Bisection {
     bottom_ -= norm > 0.0 ? 8.0 * tolerance_ : 0.0;
     top_ += norm > 0.0 ? 8.0 * tolerance_ : 0.0;
     for (int i = team_.thread(); i < s_.n; i += team_.threads()) {
-      squares_[i] = fmax(s_.e[i] * s_.e[i], 0x1p-130);
+      squares_[i] = fmax(s_.e()[i] * s_.e()[i], 0x1p-130);
       int begin = i, end = i + 1;
-      while (begin > 0 && s_.e[begin - 1] != 0.0) --begin;
-      while (end < s_.n && s_.e[end - 1] != 0.0) ++end;
+      while (begin > 0 && s_.e()[begin - 1] != 0.0) --begin;
+      while (end < s_.n && s_.e()[end - 1] != 0.0) ++end;
       begins_[i] = begin;
       ends_[i] = end;
     }
@@ -294,7 +298,7 @@ class Bisection {
     const int size = slots_ * points_;
     const double step = (top_ - bottom_) / (size + 1);
     for (int g = team_.thread(); g < size; g += team_.threads()) {
-      counts_[g] = count_below(s_.d, squares_, 0, s_.n, bottom_ + (g + 1) * step);
+      counts_[g] = count_below(s_.d(), squares_, 0, s_.n, bottom_ + (g + 1) * step);
     }
     team_.sync();
     for (int j = team_.thread(); j < slots_; j += team_.threads()) {
@@ -318,7 +322,7 @@ class Bisection {
   ANISO_PHASE void narrow() {
     for (int g = team_.thread(); g < slots_ * points_; g += team_.threads()) {
       const int j = g / points_;
-      counts_[g] = count_below(s_.d, squares_, begins_[j], ends_[j], point(j, g % points_));
+      counts_[g] = count_below(s_.d(), squares_, begins_[j], ends_[j], point(j, g % points_));
     }
     team_.sync();
     for (int j = team_.thread(); j < slots_; j += team_.threads()) {
@@ -367,24 +371,24 @@ ANISO_PHASE void twist(const Team& team, const Spectrum& s, int count, double no
                        double* above, double* below) {
   const double tiny = 0x1p-200 * norm;
   for (int j = team.thread(); j < count; j += team.threads()) {
-    const int begin = s.begins[j], end = s.ends[j];
-    const double value = s.values[j];
+    const int begin = s.begins()[j], end = s.ends()[j];
+    const double value = s.values()[j];
     double *z = columns + j, *up = above + j, *down = below + j;
-    double pivot = away_from_zero(s.d[begin] - value, tiny);
+    double pivot = away_from_zero(s.d()[begin] - value, tiny);
     for (int i = begin; i + 1 < end; ++i) {
       z[i * count] = pivot;
-      const double factor = s.e[i] / pivot;
+      const double factor = s.e()[i] / pivot;
       up[i * count] = factor;
-      pivot = away_from_zero((s.d[i + 1] - value) - s.e[i] * factor, tiny);
+      pivot = away_from_zero((s.d()[i + 1] - value) - s.e()[i] * factor, tiny);
     }
     double least = fabs(pivot);
     int where = end - 1;
-    pivot = away_from_zero(s.d[end - 1] - value, tiny);
+    pivot = away_from_zero(s.d()[end - 1] - value, tiny);
     for (int i = end - 2; i >= begin; --i) {
-      const double factor = s.e[i] / pivot;
+      const double factor = s.e()[i] / pivot;
       down[i * count] = factor;
-      const double rest = s.d[i] - value;
-      pivot = away_from_zero(rest - s.e[i] * factor, tiny);
+      const double rest = s.d()[i] - value;
+      pivot = away_from_zero(rest - s.e()[i] * factor, tiny);
       const double join = fabs(z[i * count] + pivot - rest);
       if (join < least) least = join, where = i;
     }
@@ -421,7 +425,7 @@ class Separation {
   ANISO_PHASE bool run(double norm) {
     for (int first = 0, last; first < count_; first = last) {
       last = first + 1;
-      while (last < count_ && s_.values[last - 1] - s_.values[last] < kCluster * norm) ++last;
+      while (last < count_ && s_.values()[last - 1] - s_.values()[last] < kCluster * norm) ++last;
       for (int group = first; group < last && last > first + 1; group += kGroup) {
         const int width = last - group < kGroup ? last - group : kGroup;
         for (int turn = 0; turn < 2; ++turn) {
@@ -547,7 +551,7 @@ ANISO_PHASE void turn_back(const Team& team, const Spectrum& s, int count, const
         const int i = c * team.lanes() + team.lane();
         if (i < r) dot += z.at(c, i) * x[i];
       }
-      const double along = s.tau[r] * team.warp_sum(dot);
+      const double along = s.tau()[r] * team.warp_sum(dot);
 #pragma unroll Vector::kUnrolled
       for (int c = 0; c < Vector::kChunks; ++c) {
         const int i = c * team.lanes() + team.lane();
