@@ -10,9 +10,9 @@ namespace {
 using svd::BlockTeam;
 using svd::Job;
 
-// Orders up to which a block has 4, 8 or 16 warps (estimated: a warp or two per scheduler hide
-// nothing, and a barrier costs more with every warp).
-constexpr int kSmall = 32, kMiddle = 96, kLarge = 160;
+// Orders up to which a block has 8 warps, and up to which its Gram matrix lies on chip (estimated:
+// a barrier costs more with every warp).
+constexpr int kMiddle = 96, kLarge = 160;
 
 /// A kernel's shape: warps of its blocks, the largest order, and where the Gram matrix lies.
 template <int kWarpCount, int kMostSide, bool kOnChip>
@@ -22,12 +22,10 @@ struct Shape {
   static constexpr bool kNear = kOnChip;
   static constexpr int kExchange = svd::kSlots * kWarps;
   static constexpr int kHead = kExchange + (sizeof(Job) + 15) / 16 * 2;
-  // Registers: 255 per thread of a small block, else 128.
-  static constexpr int kBlocksPerSm = kWarps == 4 ? 2 : 1;
 };
 
 template <class S>
-__global__ __launch_bounds__(S::BlockOf::kThreads, S::kBlocksPerSm) void factorize(const Job job) {
+__global__ __launch_bounds__(S::BlockOf::kThreads, 1) void factorize(const Job job) {
   extern __shared__ __align__(16) double memory[];
   // Read where it is needed: kept in registers, the job would leave too few for the sums.
   Job& near_job = *reinterpret_cast<Job*>(memory + S::kExchange);
@@ -49,7 +47,6 @@ int64_t shared_bytes(int64_t p) {
 template <class Visit>
 cudaError_t with_shape(int64_t p, int64_t shared_limit, Visit visit) {
   using Large = Shape<16, kLarge, true>;
-  if (p <= kSmall) return visit(Shape<4, kSmall, true>{});
   if (p <= kMiddle) return visit(Shape<8, kMiddle, true>{});
   if (p <= kLarge && shared_bytes<Large>(p) <= shared_limit) return visit(Large{});
   return visit(Shape<16, svd::kMostOrder, false>{});

@@ -381,7 +381,7 @@ class Factorization {
     }
   }
 
-  /// The sign of a row's entry of largest magnitude, the first of equals.
+  /// The sign of a row's entry of largest magnitude, plus where both signs reach it.
   ANISO_PHASE double sign_of(const double* row, int n) const {
     double most = 0.0, least = 0.0;
     for (int i = team_.lane(); i < n; i += team_.lanes()) {
