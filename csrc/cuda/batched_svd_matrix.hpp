@@ -166,8 +166,9 @@ class Factorization {
     const RowsOfA rows{a_, a_.inner == 1};
     double* gram = s_.gram;
     const int n = p_;
-    multiply(team_, s_.stage, {n, n, q_}, true, rows, rows,
-             [=](int i, int j, double value) { gram[i * n + j] = gram[j * n + i] = value; });
+    multiply(team_, s_.stage, {n, n, q_}, true, rows, rows, [=](int i, int j, double value) {
+      if (i >= j) gram[i * n + j] = gram[j * n + i] = value;
+    });
     double trace = 0.0;
     for (int i = team_.thread(); i < n; i += team_.threads()) trace += gram[i * n + i];
     trace = team_.sum(trace);
