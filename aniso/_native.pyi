@@ -10,6 +10,8 @@ pair_histogram_max_dim: int
 
 batched_svd_max_side: int
 batched_svd_max_size: int
+batched_svd_cuda_max_side: int
+batched_svd_cuda_max_size: int
 
 def batched_svd_cpu(
     x: Any,
@@ -23,6 +25,9 @@ def batched_svd_cpu(
     threads: int,
     isa: str,
 ) -> None: ...
+def batched_svd_emulated(x: Any, outputs: Any, threads: int, near: bool) -> None: ...
+def batched_svd_cuda(x: Any, outputs: Any, workspace: Any, stream: int) -> None: ...
+def batched_svd_workspace_bytes(x: Any, outputs: Any) -> int: ...
 def read_stream_cpu(buffer: Any, threads: int) -> int: ...
 def gram_cpu(
     x: Any,

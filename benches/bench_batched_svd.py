@@ -6,12 +6,15 @@ The goals are geometric means over the four shapes: 10 for values, 6 for vectors
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from registry import Case, side_by_side
+from registry import DEVICE, Case, side_by_side
 
 import aniso
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SHAPES = ((64, 128, 768), (256, 32, 384), (16, 512, 768), (8, 512, 4096))
 _TOP = 16
@@ -43,6 +46,22 @@ def torch_svd(x: torch.Tensor) -> Any:
     return torch.linalg.svd(x, full_matrices=False)
 
 
+def gram_eigvalsh(x: torch.Tensor) -> torch.Tensor:
+    """What one writes for many small matrices: eigenvalues of float64 Gram matrices."""
+    rows = x.double() if x.shape[1] <= x.shape[2] else x.double().mT
+    return torch.linalg.eigvalsh(rows @ rows.mT).clamp(min=0).sqrt().flip(-1)
+
+
+def value_peers() -> dict[str, Callable[[torch.Tensor], Any]]:
+    """Torch's default; on a GPU also each of its drivers, and its batched eigenvalues."""
+    peers: dict[str, Callable[[torch.Tensor], Any]] = {"torch.linalg.svdvals": torch.linalg.svdvals}
+    if DEVICE != "cpu":
+        for driver in ("gesvdj", "gesvda"):
+            peers[f"torch.linalg.svdvals {driver}"] = partial(torch.linalg.svdvals, driver=driver)
+        peers["float64 Gram + torch eigvalsh"] = gram_eigvalsh
+    return peers
+
+
 def values_case(shape: tuple[int, int, int], dtype: torch.dtype, goal: float) -> Case:
     """Values alone."""
     name = str(dtype).removeprefix("torch.")
@@ -51,7 +70,7 @@ def values_case(shape: tuple[int, int, int], dtype: torch.dtype, goal: float) ->
         shape=f"values {'x'.join(map(str, shape))} {name}",
         make=partial(make, shape, dtype),
         ours=aniso.svdvals,
-        peers={"torch.linalg.svdvals": torch.linalg.svdvals},
+        peers=value_peers(),
         error=value_error,
         tolerance=6e-8 if dtype == torch.float32 else 8e-15,
         goals={"torch.linalg.svdvals": goal},

@@ -35,6 +35,9 @@ values [b, k] float64, descending; left [b, m, k] and right [b, k, n], of x's dt
 precision, float32: both or neither. bounds [2, b, k] float64: below and above every value. checks
 [2, b] float64: residual and orthogonality (see `Certificate`), NaN without vectors. methods [b]
 int8: index into METHODS, or −1 where the matrix is not finite (its values are then NaN).
+
+On a GPU, float32 and half precision have a kernel of the Gram matrix; matrices with values too
+small for it, and accuracy "high", are torch's.
 """
 
 
@@ -49,13 +52,16 @@ def _batched_svd(
     checks: Tensor,
     methods: Tensor,
 ) -> None:
-    backend = _choose(x)
-    if backend.name == "torch":
-        _by_torch(x, values, left, right, bounds, checks, methods)
-        return
+    backend, high = _choose(x), accuracy == "high"
     results = (values, left, right, bounds, checks, methods)
-    threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
-    _native.batched_svd_cpu(x.detach(), *results, high=accuracy == "high", threads=threads, isa=isa)
+    if backend.name == "torch" or (backend.name == "cuda" and high):
+        _by_torch(x, *results)
+        return
+    if backend.name == "cuda":
+        _by_cuda(x.detach(), results)
+    else:
+        threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
+        _native.batched_svd_cpu(x.detach(), *results, high=high, threads=threads, isa=isa)
     failed = (methods == _TORCH).nonzero()[:, 0]
     if len(failed):
         _repair(x, failed, results)
@@ -75,16 +81,25 @@ def _batched_svd_fake(
     torch._check(x.ndim == 3, lambda: "matrices are [b, m, n]")
 
 
+def _by_cuda(x: Tensor, results: tuple[Tensor | None, ...]) -> None:
+    with torch.cuda.device(x.device):
+        size = _native.batched_svd_workspace_bytes(x, results)
+        space = torch.empty(size, dtype=torch.uint8, device=x.device)
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+        _native.batched_svd_cuda(x, results, workspace=space, stream=stream)
+
+
 def _repair(x: Tensor, failed: Tensor, results: tuple[Tensor | None, ...]) -> None:
-    """Results of the matrices where the kernel did not converge, by torch."""
+    """Results of the matrices that the kernel left in doubt, all at once by torch."""
     batch_axes = (0, 0, 0, 1, 1, 0)
-    for at in failed.tolist():
-        picked = slice(at, at + 1)
-        parts = [
-            None if t is None else t.narrow(axis, at, 1)
-            for t, axis in zip(results, batch_axes, strict=True)
-        ]
-        _by_torch(x[picked], *parts)  # type: ignore[arg-type]
+    parts = [
+        None if t is None else t.index_select(axis, failed)
+        for t, axis in zip(results, batch_axes, strict=True)
+    ]
+    _by_torch(x.detach().index_select(0, failed), *parts)  # type: ignore[arg-type]
+    for t, axis, part in zip(results, batch_axes, parts, strict=True):
+        if t is not None and part is not None:
+            t.index_copy_(axis, failed, part)
 
 
 def _by_torch(
@@ -385,12 +400,19 @@ torch.library.register_autograd("aniso::svdvals", _svdvals_backward, setup_conte
 
 def _choose(x: Tensor) -> Backend:
     m, n = x.shape[-2:] if x.ndim > 1 else (0, 0)
-    if x.device.type != "cpu":
+    on_gpu = x.device.type == "cuda" and _native.has_cuda
+    if x.device.type != "cpu" and not on_gpu:
         return Backend("torch", f"no kernel for {x.device.type}: torch.linalg in float64")
-    if min(m, n) > _native.batched_svd_max_side or m * n > _native.batched_svd_max_size:
-        side, size = _native.batched_svd_max_side, _native.batched_svd_max_size
+    if on_gpu and x.dtype == torch.float64:
+        return Backend("torch", "a Gram matrix is no path for float64: torch.linalg")
+    side, size = _native.batched_svd_max_side, _native.batched_svd_max_size
+    if on_gpu:
+        side, size = _native.batched_svd_cuda_max_side, _native.batched_svd_cuda_max_size
+    if min(m, n) > side or m * n > size:
         reason = f"[{m}, {n}] is beyond {side} on its short side or {size} entries"
         return Backend("torch", f"{reason}: torch.linalg in float64")
+    if on_gpu:
+        return Backend("cuda", "float64 Gram matrices, one thread block per matrix")
     return Backend(f"cpu-{_native.isa}", "float64 Gram matrices, one thread per matrix")
 
 

@@ -19,6 +19,16 @@ struct MatricesView {
   int64_t column_stride;
 };
 
+/// Methods as written to SvdView::methods.
+enum SvdMethod : int8_t {
+  SVD_NOT_FINITE = -1,
+  SVD_GRAM = 0,
+  SVD_REFINED = 1,
+  SVD_JACOBI = 2,
+  /// No convergence: the caller takes another solver.
+  SVD_FAILED = 3,
+};
+
 /// What batched_svd writes, contiguous.
 struct SvdView {
   int64_t k;

@@ -12,16 +12,6 @@ constexpr int64_t BATCHED_SVD_MAX_SIDE = 2048;
 /// The largest matrix: each thread holds two copies in float64.
 constexpr int64_t BATCHED_SVD_MAX_SIZE = int64_t{1} << 26;
 
-/// Methods as written to SvdView::methods.
-enum SvdMethod : int8_t {
-  SVD_NOT_FINITE = -1,
-  SVD_GRAM = 0,
-  SVD_REFINED = 1,
-  SVD_JACOBI = 2,
-  /// No convergence: the caller takes another solver.
-  SVD_FAILED = 3,
-};
-
 /// The k largest singular values of every matrix, descending, with bounds; singular vectors and
 /// checks when out.left is not null. `high` takes Jacobi rotations of the rows themselves.
 void batched_svd(const MatricesView& x, const SvdView& out, bool high, int threads, Isa isa);

@@ -1,0 +1,25 @@
+// batched_svd on an NVIDIA GPU: raw pointers, sizes and a stream in, cudaError_t out.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "common/matrices_view.hpp"
+#include "cuda/batched_svd_limits.hpp"
+
+namespace aniso::cuda {
+
+/// Bytes of device memory one call needs (16-byte aligned), or -1 when the device does not answer.
+int64_t batched_svd_workspace_bytes(const MatricesView& x, const SvdView& out);
+
+/// The k largest singular values of every matrix, descending, with bounds; singular vectors and
+/// checks when out.left is not null. One thread block per matrix.
+///
+/// Matrices that need more than their float64 Gram matrix are marked SVD_FAILED, and what else is
+/// written of them means nothing. Asynchronous on `stream`; float32, float16 and bfloat16,
+/// min(m, n) <= BATCHED_SVD_MAX_SIDE. Needs compute capability 8.0.
+cudaError_t batched_svd(const MatricesView& x, const SvdView& out, void* workspace,
+                        cudaStream_t stream);
+
+}  // namespace aniso::cuda

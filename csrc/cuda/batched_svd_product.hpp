@@ -1,0 +1,130 @@
+// Products of float64 matrices by one team, in tiles that are staged where all its threads see
+// them.
+#pragma once
+
+#include <utility>
+
+#include "cuda/batched_svd_team.hpp"
+
+namespace aniso::svd {
+
+constexpr int kTile = 64, kAcross = kTile / kPiece;
+/// Doubles of the stage: kDepth columns of a tile of both factors.
+constexpr int kStage = 2 * kTile * kStageStride;
+
+/// Sizes of a product: rows × depth times depth × columns.
+struct Extent {
+  int rows, columns, depth;
+};
+
+/// How a warp shares in a tile: two rows of pieces, and as many columns as are left.
+template <class Team>
+struct Share {
+  static constexpr int kRows = 2, kColumns = kAcross * kAcross / kRows / Team::kWarps;
+  static constexpr int kRowGroups = kAcross / kRows;
+
+  static ANISO_PHASE int row(const Team& team) { return team.warp() % kRowGroups * kRows * kPiece; }
+  static ANISO_PHASE int column(const Team& team) {
+    return team.warp() / kRowGroups * kColumns * kPiece;
+  }
+};
+
+/// The values of both factors that a thread carries to the stage, a step ahead of the sums.
+template <class Team, class Left, class Right>
+struct Carrier {
+  static constexpr int kCount = (kTile * kDepth + Team::kThreads - 1) / Team::kThreads;
+
+  const Left& left;
+  const Right& right;
+  decltype(std::declval<Left>()(0, 0)) left_values[kCount];
+  decltype(std::declval<Right>()(0, 0)) right_values[kCount];
+
+  /// Entry e of a tile: neighbouring threads read neighbouring values.
+  static ANISO_PHASE int index_of(int e, bool deep) { return deep ? e / kDepth : e % kTile; }
+  static ANISO_PHASE int depth_of(int e, bool deep) { return deep ? e % kDepth : e / kTile; }
+
+  ANISO_PHASE void fetch(const Team& team, const Extent& size, int row, int column, int depth) {
+#pragma unroll
+    for (int c = 0; c < kCount; ++c) {
+      const int e = team.thread() + c * team.threads();
+      if (e >= kTile * kDepth) break;
+      const int i = row + index_of(e, left.deep), k = depth + depth_of(e, left.deep);
+      left_values[c] = i < size.rows && k < size.depth ? left(i, k) : 0;
+      const int j = column + index_of(e, right.deep), l = depth + depth_of(e, right.deep);
+      right_values[c] = j < size.columns && l < size.depth ? right(j, l) : 0;
+    }
+  }
+
+  ANISO_PHASE void put(const Team& team, double* stage) const {
+#pragma unroll
+    for (int c = 0; c < kCount; ++c) {
+      const int e = team.thread() + c * team.threads();
+      if (e >= kTile * kDepth) break;
+      stage[index_of(e, left.deep) * kStageStride + depth_of(e, left.deep)] = left_values[c];
+      stage[(kTile + index_of(e, right.deep)) * kStageStride + depth_of(e, right.deep)] =
+          right_values[c];
+    }
+  }
+};
+
+/// store(i, j, Σ_k left(i, k) right(j, k)) for the tile at (row, column). A factor's `deep` says
+/// that its values lie side by side along k.
+template <class Team, class Left, class Right, class Store>
+ANISO_PHASE void multiply_tile(const Team& team, double* stage, const Extent& size, int row,
+                               int column, const Left& left, const Right& right,
+                               const Store& store) {
+  using Part = Share<Team>;
+  double sums[Part::kRows][Part::kColumns][Team::kOwn] = {};
+  Carrier<Team, Left, Right> carrier{left, right, {}, {}};
+  const int own_row = Part::row(team), own_column = Part::column(team);
+  const bool idle = row + own_row >= size.rows || column + own_column >= size.columns;
+  carrier.fetch(team, size, row, column, 0);
+  for (int depth = 0; depth < size.depth; depth += kDepth) {
+    carrier.put(team, stage);
+    team.sync();
+    if (depth + kDepth < size.depth) carrier.fetch(team, size, row, column, depth + kDepth);
+    const double *a = stage + own_row * kStageStride,
+                 *b = stage + (kTile + own_column) * kStageStride;
+#pragma unroll 1
+    for (int k = 0; k < kDepth && !idle; k += kPieceDepth) {
+#pragma unroll
+      for (int r = 0; r < Part::kRows; ++r) {
+#pragma unroll
+        for (int c = 0; c < Part::kColumns; ++c) {
+          team.multiply_add(a + r * kPiece * kStageStride + k, b + c * kPiece * kStageStride + k,
+                            sums[r][c]);
+        }
+      }
+    }
+    team.sync();
+  }
+  const int own = kPiece * kPiece / team.lanes();
+#pragma unroll
+  for (int r = 0; r < Part::kRows; ++r) {
+#pragma unroll
+    for (int c = 0; c < Part::kColumns; ++c) {
+#pragma unroll
+      for (int o = 0; o < Team::kOwn; ++o) {
+        const int e = team.lane() * own + o;
+        const int i = row + own_row + r * kPiece + e / kPiece;
+        const int j = column + own_column + c * kPiece + e % kPiece;
+        if (o < own && i < size.rows && j < size.columns) store(i, j, sums[r][c][o]);
+      }
+    }
+  }
+}
+
+/// All tiles; `lower`: those that reach the diagonal or below it.
+template <class Team, class Left, class Right, class Store>
+ANISO_PHASE void multiply(const Team& team, double* stage, const Extent& size, bool lower,
+                          const Left& left, const Right& right, const Store& store) {
+  for (int row = 0; row < size.rows; row += kTile) {
+    const int end = lower ? row + 1 : size.columns;
+    for (int column = 0; column < end; column += kTile) {
+      multiply_tile(team, stage, size, row, column, left, right, store);
+    }
+  }
+  team.sync();
+}
+
+}  // namespace aniso::svd

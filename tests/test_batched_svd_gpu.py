@@ -1,0 +1,177 @@
+"""The GPU algorithm of batched_svd: on threads of a CPU, and where there is one on a GPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from svd_cases import KINDS, matrices
+
+import aniso
+from aniso import _native
+
+GRAM, FAILED = 0, 3
+SHAPES = [(1, 1), (2, 2), (1, 9), (5, 3), (33, 65), (65, 33), (40, 40)]
+# Kinds whose smallest values a Gram matrix leaves in doubt, or that have no vectors of their own.
+DOUBTFUL = {
+    "geometric",
+    "arithmetic",
+    "one large",
+    "one small",
+    "cliff",
+    "rank-deficient",
+    "random",
+    "duplicate rows",
+}
+# float64 LAPACK's own error, in the reference.
+REFERENCE_ERROR = 2e-14
+
+
+def factorized(x, k, *, vectors=True, threads=8, near=True):
+    """What the algorithm writes, every output poisoned before."""
+    b, m, n = x.shape
+    doubles = [torch.full(s, math.nan).double() for s in ((b, k), (2, b, k), (2, b))]
+    left = torch.full((b, m, k), math.nan) if vectors else None
+    right = torch.full((b, k, n), math.nan) if vectors else None
+    methods = torch.full((b,), -7, dtype=torch.int8)
+    outputs = (doubles[0], left, right, *doubles[1:], methods)
+    _native.batched_svd_emulated(x, outputs, threads, near)
+    return outputs
+
+
+def require_values(x, values, bounds):
+    true = torch.linalg.svdvals(x.double())[:, : values.shape[1]]
+    leading = torch.where(true[:, :1] > 0, true[:, :1], 1.0)
+    assert ((values - true).abs() <= 2e-11 * leading).all()
+    slack = REFERENCE_ERROR * true[:, :1]
+    assert (bounds[0] <= true + slack).all() and (true <= bounds[1] + slack).all()
+    assert (values.diff(dim=1) <= 0).all()
+
+
+def require_factors(x, values, left, right):
+    allowed = 35 * torch.finfo(torch.float32).eps * max(x.shape[1:])
+    scale = x.double().abs().amax(dim=(1, 2), keepdim=True)
+    image = (x.double() / scale) @ right.double().mT
+    rest = image - left.double() * (values[:, None, :] / scale)
+    size = torch.linalg.matrix_norm(x.double() / scale)
+    assert (torch.linalg.matrix_norm(rest) <= allowed * size).all()
+    for q in (left.double().mT @ left.double(), right.double() @ right.double().mT):
+        assert (q - torch.eye(q.shape[-1])).abs().amax() <= allowed
+    assert (right.amax(2) >= (1 - 1e-6) * right.abs().amax(2)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("vectors", [False, True], ids=["values", "vectors"])
+def test_every_kind_is_right_or_left_to_torch(kind, vectors):
+    for (m, n), near in zip(SHAPES, [True, False] * 4, strict=False):
+        x = matrices(kind, 2, m, n).float()
+        values, left, right, bounds, checks, methods = factorized(
+            x, min(m, n), vectors=vectors, near=near
+        )
+        done = methods == GRAM
+        assert (done | (methods == FAILED)).all()
+        if min(m, n) > 4 and kind != "sink row":
+            left_to_torch = kind in DOUBTFUL or (kind == "zero" and vectors)
+            assert not done.any() if left_to_torch else done.all()
+        if not done.any():
+            continue
+        require_values(x[done], values[done], bounds[:, done])
+        if vectors:
+            require_factors(x[done], values[done], left[done], right[done])
+            assert (checks[0, done] < 1e-10).all() and (checks[1, done] < 1e-5).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("threads", [4, 16])
+def test_dtypes_strides_and_top_k(dtype, threads):
+    for x in (
+        torch.randn(3, 20, 44).to(dtype),
+        torch.randn(3, 44, 20).to(dtype).mT,
+        torch.randn(3, 20, 88).to(dtype)[:, :, ::2],
+        torch.randn(1, 44, 20).to(dtype).expand(3, 44, 20),
+    ):
+        values, left, right, bounds, _, methods = factorized(x, 7, threads=threads)
+        assert (methods == GRAM).all()
+        require_values(x, values, bounds)
+        require_factors(x, values, left, right)
+        alone, *_ = factorized(x, 7, vectors=False, threads=threads)
+        require_values(x, alone, bounds)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_matrix_that_is_not_finite_is_marked(bad, dtype):
+    x = torch.randn(3, 6, 9).to(dtype)
+    x[1, 2, 3] = bad
+    values, left, right, *_, methods = factorized(x, 6)
+    assert methods.tolist() == [GRAM, -1, GRAM]
+    assert values[1].isnan().all() and values[[0, 2]].isfinite().all()
+    assert (left[1] == 0).all() and (right[1] == 0).all()
+
+
+def test_half_precision_below_its_normal_numbers():
+    x = (torch.randn(2, 5, 8) * 2**-20).half()
+    values, left, right, bounds, *_ = factorized(x, 5)
+    require_values(x, values, bounds)
+    require_factors(x, values, left, right)
+
+
+def test_refused_arguments():
+    with pytest.raises(ValueError, match="float64 matrices"):
+        factorized(torch.randn(1, 4, 4).double(), 4, vectors=False)
+    with pytest.raises(ValueError, match="too large"):
+        factorized(torch.zeros(1, 513, 513), 1, vectors=False)
+    with pytest.raises(ValueError, match="threads must be"):
+        factorized(torch.randn(1, 4, 4), 4, threads=6)
+
+
+def test_failed_matrices_are_repaired_together():
+    """Every result of the repaired ones is torch's, and the others keep theirs."""
+    from aniso.ops import batched_svd as op
+
+    x = matrices("rank-deficient", 4, 9, 12).float()
+    x[2] = torch.randn(9, 12)
+    outputs = factorized(x, 9)
+    kept = outputs[0][2].clone()
+    failed = (outputs[-1] == FAILED).nonzero()[:, 0]
+    assert failed.tolist() == [0, 1, 3]
+    op._repair(x, failed, outputs)
+    values, left, right, bounds, _, methods = outputs
+    assert methods.tolist() == [3, 3, 0, 3] and torch.equal(values[2], kept)
+    require_values(x, values, bounds)
+    require_factors(x, values, left, right)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (5, 3), (33, 65), (65, 33), (128, 300), (400, 200)])
+def test_on_a_gpu(kind, m, n):
+    x = matrices(kind, 3, m, n).float()
+    if aniso.select_backend("batched_svd", x.cuda()).name != "cuda":
+        assert not _native.has_cuda
+        return
+    u, s, vh = (t.cpu() for t in aniso.svd(x.cuda()))
+    values, certificate = aniso.svdvals(x.cuda(), certificate=True)
+    true = torch.linalg.svdvals(x.double())
+    leading = torch.where(true[:, :1] > 0, true[:, :1], 1.0)
+    tiny = 1.5e-45
+    for found in (s, values.cpu()):
+        assert ((found - true).abs() <= 6e-8 * leading + tiny).all()
+    slack = REFERENCE_ERROR * true[:, :1]
+    assert (certificate.lower.cpu() <= true + slack).all()
+    assert (true <= certificate.upper.cpu() + slack).all()
+    for q in (u.mT.double() @ u.double(), vh.double() @ vh.mT.double()):
+        assert (q - torch.eye(q.shape[-1])).abs().amax() <= 35 * 1.2e-7 * max(m, n)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_other_dtypes_on_a_gpu(dtype):
+    x = torch.randn(300, 20, 44).to(dtype).cuda()
+    values = aniso.svdvals(x).double()
+    true = torch.linalg.svdvals(x.double())
+    assert ((values - true).abs() <= 6e-8 * true[:, :1]).all()
+    u, s, vh = (t.double() for t in aniso.svd(x, k=5))
+    rest = x.double() @ vh.mT - u * s[:, None, :]
+    assert (torch.linalg.matrix_norm(rest) <= 1e-5 * true[:, 0]).all()
