@@ -26,6 +26,8 @@ from aniso.state import STATE_SUFFIX, LayerState
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from torch import Tensor
+
     from aniso.dumps import Part
 
 _PARTIAL = ".aniso-partial"
@@ -198,7 +200,7 @@ class _Run:
                 f"{block.path} has a NaN or infinite value in row {block.block.start + row}; "
                 "mend it, or leave out strict to skip and count such rows"
             )
-        state.update(block.rows, block=block.block)
+        state.update(block.rows, _mask_of(block), block=block.block)
 
     def discard(self) -> None:
         """Removes the unfinished states."""
@@ -239,3 +241,9 @@ class _Run:
         clean = not (self._strict and state.moments.nonfinite_rows)
         same = (state.grams is not None) == self._gram
         return prefixes and sum(done.values()) == seen > 0 and clean and same
+
+
+def _mask_of(block: DumpBlock) -> Tensor | None:
+    """The rows that the dump's attention mask keeps."""
+    mask = block.ids.get("attention_mask")
+    return None if mask is None else mask != 0

@@ -135,11 +135,11 @@ class Watched(Dump):
         self._interrupt_at = interrupt_at
 
     def _watch(self, part):
-        def read(start, stop):
+        def read(start, stop, scratch=None):
             self.reads.append((part.layer, start, stop))
             if len(self.reads) == self._interrupt_at:
                 os.kill(os.getpid(), signal.SIGINT)
-            return part.read(start, stop)
+            return part.read(start, stop, scratch)
 
         return read
 
