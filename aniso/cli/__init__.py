@@ -10,7 +10,7 @@ import click
 
 from aniso.errors import InputError
 
-_COMMANDS = ("demo", "analyze", "capture", "compare", "info")
+_COMMANDS = ("demo", "analyze", "capture", "compare", "merge", "info")
 
 
 class _LazyGroup(click.Group):

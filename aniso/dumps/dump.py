@@ -52,6 +52,11 @@ class StoredBlock:
     block: Block
     ids: tuple[Part, ...]
 
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return self.block.stop - self.block.start
+
     def read(self, scratch: Scratch | None = None) -> DumpBlock:
         """Its rows and ids."""
         start, stop = self.block.start, self.block.stop
