@@ -45,7 +45,7 @@ def analysed(dump, out, ranks, *options):
         "analyze", "d", "--out", out, *options, cwd=dump, block_bytes=BLOCK, ranks=ranks
     )
     assert done.code == 0, done.err
-    assert done.out.count("report.html") == 1
+    assert done.out.count("results.json: ") == 1
     return dump / out
 
 
