@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from aniso.dumps._extent import Scratch
+    from aniso.dumps._file_reads import Scratch
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 1 << 16

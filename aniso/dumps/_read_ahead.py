@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from aniso.dumps._extent import Scratch
+from aniso.dumps._file_reads import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

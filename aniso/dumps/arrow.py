@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from aniso.dumps._extent import Scratch
+    from aniso.dumps._file_reads import Scratch
 
 _BATCH_ROWS = 1 << 12
 _BUFFER_BYTES = 1 << 20

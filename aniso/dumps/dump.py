@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from aniso.dumps._extent import Scratch
+    from aniso.dumps._file_reads import Scratch
     from aniso.dumps._part import Part
 
 # Large enough that the read runs at the disk's rate, small enough to stay in the last-level cache.

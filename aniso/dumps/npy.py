@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from aniso.dumps._extent import Scratch
+    from aniso.dumps._file_reads import Scratch
 
 _MAGIC = b"\x93NUMPY"
 _DTYPES = {

@@ -15,7 +15,7 @@ from aniso.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from aniso.dumps._extent import Scratch
+    from aniso.dumps._file_reads import Scratch
 
 _ZIP_MAGIC = b"PK\x03\x04"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from aniso.dumps._extent import Scratch
+    from aniso.dumps._file_reads import Scratch
 
 LAYERS_KEY = "aniso.layers"
 _DTYPES = {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from aniso.dumps._extent import Scratch
+    from aniso.dumps._file_reads import Scratch
 
 _MARKS = ("zarr.json", ".zarray", ".zgroup")
 # A chunk is decoded whole.
