@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from aniso._checkpoints import state_name
 from aniso._files import writable_folder
@@ -89,9 +90,19 @@ def analyze(
             facts = {"sources": [_describe(dump) for dump in dumps]}
             report = report_of(states, facts, _pooled(work))
             if folder is not None:
-                write_results(report, states, folder)
+                _write(report, states, folder)
                 fold.checkpoints.discard()
         return ranks.broadcast(report)
+
+
+def _write(report: Report, states: Mapping[str, LayerState], folder: Path) -> None:
+    try:
+        write_results(report, states, folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"cannot write the results to {folder} ({error}); mend that and run the same command "
+            "again, no row is read twice"
+        ) from error
 
 
 def _prepared(out: str | os.PathLike[str] | None, ranks: Ranks) -> Path | None:

@@ -11,6 +11,7 @@ from aniso._checkpoints import Checkpoints, blocks_done
 from aniso.dumps import Waiting, read_blocks
 from aniso.errors import InputError
 from aniso.ops._arrays import first_nonfinite_row
+from aniso.progress import Progress, Reading
 from aniso.state import LayerState
 from aniso.state.state_tree import StateTree
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from aniso._interrupt import Interrupt
     from aniso.distributed import Ranks
     from aniso.dumps import DumpBlock, DumpLayer, StoredBlock
-    from aniso.progress import Progress
 
 _CHECKPOINT_SECONDS = 120.0
 # Blocks of a leaf of the fixed tree: merging one costs little beside folding them.
@@ -124,6 +124,7 @@ class Fold:
     ) -> None:
         shown, interrupt = watch
         waiting, saved = Waiting(), time.monotonic()
+        shards = {path: i for i, path in enumerate(dict.fromkeys(s.block.part.path for s in steps))}
         for step, block in zip(
             steps, read_blocks([step.block for step in steps], waiting), strict=True
         ):
@@ -132,7 +133,8 @@ class Fold:
             self._add(tree.nodes[step.place], block)
             if step.last:
                 tree.finish(step.place, tree.nodes[step.place])
-            shown.advance(len(block.rows), block.rows.nbytes)
+            reading = Reading(shards[block.path] + 1, len(shards), waiting.seconds)
+            shown.advance(len(block.rows), block.rows.nbytes, reading)
             if interrupt.requested or time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 self.checkpoints.save(name, tree)
                 saved = time.monotonic()

@@ -46,9 +46,13 @@ if job["ranks"] > 1:
         if pid == 0:
             break
         pids.append(pid)
+    with open(f"{job['out']}.{rank}", "w") as file:
+        file.write(str(os.getpid()))
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"])}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["ranks"])}
 os.chdir(job["cwd"])
+if job["checkpoint_seconds"] is not None:
+    aniso._fold._CHECKPOINT_SECONDS = job["checkpoint_seconds"]
 if job["block_bytes"]:
     aniso.dumps.dump._BLOCK_BYTES = job["block_bytes"]
 sys.argv = ["aniso", *job["argv"]]
@@ -88,6 +92,13 @@ class Running:
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
+    def kill_rank(self, rank, number):
+        """Sends a signal to one of several ranks, if it runs by now."""
+        pid = self._files[0].with_name(f"{self._files[0].name}.{rank}")
+        if pid.exists() and pid.read_text():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid.read_text()), number)
+
     def wait(self):
         code = int(self._server.stdout.readline())
         return Finished(code, *(file.read_text() for file in self._files))
@@ -110,11 +121,12 @@ class Cli:
         )
         assert self._server.stdout.readline() == "ready\n"
 
-    def start(self, *argv, cwd, block_bytes=None, ranks=1):
+    def start(self, *argv, cwd, block_bytes=None, ranks=1, checkpoint_seconds=None):
         self._count += 1
         files = self.folder / f"{self._count}.out", self.folder / f"{self._count}.err"
         job = {"argv": [str(a) for a in argv], "cwd": str(cwd), "block_bytes": block_bytes}
         job |= {"out": str(files[0]), "err": str(files[1])}
+        job |= {"checkpoint_seconds": checkpoint_seconds}
         job |= {"ranks": ranks, "port": free_port() if ranks > 1 else 0}
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()

@@ -360,6 +360,8 @@ def test_a_file_cut_while_it_is_read_is_named(tmp_path):
     next(blocks)
     with path.open("r+b") as file:
         file.truncate(50_000)
-    with pytest.raises(InputError, match=r"a\.safetensors ends at byte 50000, inside its rows"):
+    with pytest.raises(
+        InputError, match=r"a\.safetensors (ends at byte 50000|has changed while it was read)"
+    ):
         for _ in blocks:
             pass

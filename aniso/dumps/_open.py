@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aniso._names import natural_key
+from aniso.dumps._part import stamp_of
 from aniso.dumps.arrow import arrow_parts, dataset_files, inside, parquet_parts
 from aniso.dumps.npy import npy_parts
 from aniso.dumps.pt import pt_parts
@@ -43,7 +45,7 @@ def parts_of(path: Path) -> list[Part]:
         InputError: nothing that a reader reads, or damaged.
     """
     if path.is_dir() and is_zarr(path):
-        return zarr_parts(path)
+        return _stamped(path, zarr_parts)
     if not path.is_dir():
         return _file_parts(path)
     indexed = _indexed(path)
@@ -112,4 +114,9 @@ def _file_parts(path: Path) -> list[Part]:
         raise InputError(f"{path} is a link to nothing; remove it or mend it")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes); write it again")
-    return reader(path)
+    return _stamped(path, reader)
+
+
+def _stamped(path: Path, reader: Callable[[Path], list[Part]]) -> list[Part]:
+    stamp = stamp_of(path)
+    return [replace(part, stamp=stamp) for part in reader(path)]

@@ -48,6 +48,7 @@ class Part:
         stored_dtype: The dtype's name in the file, for error sentences.
         read: read(start, stop, scratch) gives those rows, in the scratch where it can.
         stated_layers: Names of all layers in order of execution, where the file states them.
+        stamp: Size and time of change of the file before its header was read.
     """
 
     layer: str
@@ -58,6 +59,7 @@ class Part:
     stored_dtype: str
     read: Callable[[int, int, Scratch | None], Tensor]
     stated_layers: tuple[str, ...] = ()
+    stamp: tuple[int, int] | None = None
 
     def check(self) -> None:
         """Raises InputError unless these are rows [n, d] of a floating dtype."""
@@ -73,6 +75,20 @@ class Part:
             raise InputError(
                 f"{where} has dtype {self.stored_dtype}; a layer is float64, float32, float16 or "
                 "bfloat16: convert it, or leave it out by naming the layers to read"
+            )
+
+    def check_unchanged(self) -> None:
+        """Raises InputError when the file is not the one whose header was read."""
+        try:
+            changed = self.stamp is not None and stamp_of(self.path) != self.stamp
+        except OSError as error:
+            raise InputError(
+                f"{self.path} has gone while it was read; bring it back and run again"
+            ) from error
+        if changed:
+            raise InputError(
+                f"{self.path} has changed while it was read; bring the old file back, or start "
+                "over with --no-resume"
             )
 
     @property
@@ -92,6 +108,12 @@ class Part:
         """Identity of the array for provenance: file name, layer and a digest of the content."""
         name = f"{self.path.name}:{self.layer}" if self.key else self.path.name
         return f"{name}@{fingerprint(self.path)}"
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def fingerprint(path: Path) -> str:

@@ -61,7 +61,9 @@ class StoredBlock:
         """Its rows and ids."""
         start, stop = self.block.start, self.block.stop
         ids = {part.id_name or part.layer: part.read(start, stop, None) for part in self.ids}
-        return DumpBlock(self.part.read(start, stop, scratch), self.part.path, self.block, ids)
+        rows = self.part.read(start, stop, scratch)
+        self.part.check_unchanged()
+        return DumpBlock(rows, self.part.path, self.block, ids)
 
 
 class DumpLayer:
