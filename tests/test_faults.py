@@ -61,9 +61,11 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(dump, number):
         time.sleep(chance.uniform(0.02, 0.6))
         running.kill(number)
         ended = running.wait()
-        assert ended.code in (0, 130, -number), ended.err
+        # Before the command itself begins, Python ends with its own words.
+        early = ended.code == 1 and "KeyboardInterrupt" in ended.err
+        assert early or ended.code in (0, 130, -number), ended.err
         if ended.code == 130:
-            assert "saved" in ended.err or "nothing was saved" in ended.err
+            assert "saved" in ended.err
         finished_again(dump, out)
         assert bits_of(dump / out) == bits_of(dump / "whole")
         assert ".aniso-partial" not in file_names(dump / out)

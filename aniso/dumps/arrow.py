@@ -9,6 +9,7 @@ import torch
 
 from aniso.dumps._optional import optional
 from aniso.dumps._part import Part
+from aniso.dumps._reason import reason
 from aniso.dumps._sidecar import read_sidecar
 from aniso.errors import InputError
 
@@ -150,7 +151,7 @@ def _parts(path: Path, kind: Callable[[Path], _Table]) -> list[Part]:
         table = kind(path)
         widths = {field.name: _width(table, field) for field in table.schema}
     except errors as error:
-        raise InputError(f"{path} cannot be read ({error}); write it again") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}); write it again") from error
     names = [field.name for field in table.schema]
     if len(set(names)) < len(names):
         raise InputError(f"{path} has two columns of one name; write it again")
@@ -227,8 +228,8 @@ class _Column:
                 ) from error
             except self._errors as error:
                 raise InputError(
-                    f"{self._path}, column {self._name!r}, cannot be read at row {row} ({error}); "
-                    "write it again"
+                    f"{self._path}, column {self._name!r}, cannot be read at row {row} "
+                    f"({reason(error)}); write it again"
                 ) from error
             self._held = first, self._values(first, column)
         return self._held

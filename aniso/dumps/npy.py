@@ -13,6 +13,7 @@ from numpy.lib import format as npy_format
 
 from aniso.dumps._extent import Extent
 from aniso.dumps._part import Part
+from aniso.dumps._reason import reason
 from aniso.dumps._sidecar import read_sidecar
 from aniso.errors import InputError
 
@@ -75,7 +76,8 @@ def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
             shape, in_columns, dtype = _READERS[version](file)
         except (ValueError, EOFError, OSError, SyntaxError, TypeError, TokenError) as error:
             raise InputError(
-                f"{path} cannot be read as an array of numbers ({error}); write it with numpy.save"
+                f"{path} cannot be read as an array of numbers ({reason(error)}); "
+                "write it with numpy.save"
             ) from error
         if dtype.hasobject:
             raise InputError(f"{path} holds Python objects, no numbers; write it with numpy.save")

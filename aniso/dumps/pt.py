@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aniso._names import natural_key
 from aniso.dumps._part import Part
+from aniso.dumps._reason import reason
 from aniso.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,9 +47,8 @@ def pt_parts(path: Path) -> list[Part]:
         ImportError,
         MemoryError,
     ) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{path} cannot be loaded as tensors alone ({reason[:200]}); save a dict of tensors"
+            f"{path} cannot be loaded as tensors alone ({reason(error)}); save a dict of tensors"
         ) from error
     tensors = {"": loaded} if isinstance(loaded, Tensor) else loaded
     if not isinstance(tensors, dict) or not all(_is_plain(k, t) for k, t in tensors.items()):

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from aniso._names import natural_key
 from aniso.dumps._extent import Extent
 from aniso.dumps._part import Part
+from aniso.dumps._reason import reason
 from aniso.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _header(path: Path) -> tuple[dict[str, _Stored], tuple[str, ...]]:
             header: dict[str, Any] = json.loads(stream.read(size))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"{path} is no complete safetensors file ({error}); write it again"
+            f"{path} is no complete safetensors file ({reason(error)}); write it again"
         ) from error
     header.pop("__metadata__", None)
     tensors = {

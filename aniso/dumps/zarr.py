@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from aniso._names import natural_key
 from aniso.dumps._optional import optional
 from aniso.dumps._part import Part
+from aniso.dumps._reason import reason
 from aniso.dumps._sidecar import read_sidecar
 from aniso.errors import InputError
 
@@ -47,12 +49,15 @@ def zarr_parts(path: Path) -> list[Part]:
     """
     zarr = optional("zarr", "zarr", path)
     try:
-        root = zarr.open(str(path), mode="r")
-        arrays = {"": root} if isinstance(root, zarr.Array) else dict(root.arrays())
+        # zarr leaves out an array that it cannot read with a warning alone.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            root = zarr.open(str(path), mode="r")
+            arrays = {"": root} if isinstance(root, zarr.Array) else dict(root.arrays())
         return [_part(path, key, arrays[key]) for key in sorted(arrays, key=natural_key)]
     except _errors(zarr) as error:
         raise InputError(
-            f"{path} cannot be read as Zarr ({_first_line(error)}); write it again"
+            f"{path} cannot be read as Zarr ({reason(error)}); write it again"
         ) from error
 
 
@@ -79,7 +84,7 @@ def _part(path: Path, key: str, array: Any) -> Part:
             rows = np.asarray(array[start:stop])
         except _errors(optional("zarr", "zarr", path)) as error:
             raise InputError(
-                f"{where} cannot be read at row {start} ({_first_line(error)}); write it again"
+                f"{where} cannot be read at row {start} ({reason(error)}); write it again"
             ) from error
         values = torch.from_numpy(np.array(rows, dtype=stored.newbyteorder("="), order="C"))
         return values.view(torch.bfloat16) if dtype == torch.bfloat16 else values
@@ -108,6 +113,7 @@ def _errors(zarr: Any) -> tuple[type[Exception], ...]:
     """What zarr and its codecs raise on damaged input."""
     return (
         zarr.errors.BaseZarrError,
+        UserWarning,
         OSError,
         ValueError,
         TypeError,
@@ -118,7 +124,3 @@ def _errors(zarr: Any) -> tuple[type[Exception], ...]:
         AssertionError,
         MemoryError,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
