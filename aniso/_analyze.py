@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import shutil
-import time
 from collections import Counter
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
+import torch
+from safetensors import SafetensorError
+
+from aniso._checkpoints import state_name
 from aniso._files import writable_folder
-from aniso._interrupt import Interrupt, deferred_interrupt
+from aniso._fold import Fold
+from aniso._interrupt import deferred_interrupt
 from aniso._names import Selection, select_names
-from aniso.dumps import Dump, DumpBlock, DumpLayer, open_dump
+from aniso.distributed import Ranks, joined_ranks
+from aniso.dumps import Dump, DumpLayer, open_dump
 from aniso.errors import InputError
-from aniso.ops._arrays import first_nonfinite_row
 from aniso.progress import Progress, ProgressMode
 from aniso.report import Report
-from aniso.state import STATE_SUFFIX, LayerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from aniso.dumps import Part
-
-_PARTIAL = ".aniso-partial"
-_CHECKPOINT_SECONDS = 60.0
+    from aniso.state import LayerState
 
 Source = str | os.PathLike[str] | Dump
 
@@ -42,6 +41,7 @@ def analyze(
     gram: bool = True,
     strict: bool = False,
     resume: bool = True,
+    deterministic: bool = False,
     progress: ProgressMode = True,
 ) -> Report:
     """Every metric of every layer of a dump, in one pass over its rows.
@@ -53,14 +53,20 @@ def analyze(
         gram: Keep second moments; without them no variance and no spectra, but O(n d) work.
         strict: Raise at the first non-finite row instead of counting it.
         resume: Take over states that an earlier run on the same rows left in `out`.
+        deterministic: Bit for bit the same whatever the number of processes: one thread in each,
+            and leaves of a fixed size merged in a fixed tree.
         progress: Show progress on stderr; "json" for JSON lines.
+
+    Under torchrun every process takes its share of the blocks; the first one merges the states and
+    writes. Without `deterministic` the numbers agree to 1e-12 with those of one process.
 
     Returns:
         Report: layers in order of execution, metrics, provenance.
 
     Raises:
         InputError: a source that cannot be read, no rows, no such layer, `out` not writable, or
-            a non-finite row when strict. No result is written then.
+            a non-finite row when strict. No result is written then; what was done is kept for
+            `resume` unless such a row ended it.
         KeyboardInterrupt: interrupted; with `out`, what was done is saved for `resume`.
 
     Time O(N d²) per layer (O(N d) without the Gram), memory O(d²) whatever N.
@@ -73,29 +79,83 @@ def analyze(
     if not dumps:
         raise InputError("no dump was given; pass at least one")
     work = _layers_to_read(dumps, layers)
-    folder = None if out is None else writable_folder(Path(out))
-    run = _Run(folder, gram=gram, strict=strict, resume=resume)
-    rows = sum(layer.rows for parts in work.values() for layer in parts)
+    with joined_ranks() as ranks, _threads(1 if deterministic else None):
+        folder = _prepared(out, ranks)
+        fold = Fold(
+            folder, ranks, gram=gram, strict=strict, resume=resume, deterministic=deterministic
+        )
+        states = _states(fold, work, ranks, progress)
+        report = None
+        if states is not None:
+            facts = {"sources": [_describe(dump) for dump in dumps]}
+            report = report_of(states, facts, _pooled(work))
+            if folder is not None:
+                _write(report, states, folder)
+                fold.checkpoints.discard()
+        return ranks.broadcast(report)
+
+
+def _write(report: Report, states: Mapping[str, LayerState], folder: Path) -> None:
     try:
-        with (
-            deferred_interrupt(run.after_interrupt) as ask,
-            Progress("analyze", rows, progress) as shown,
-        ):
-            states = {name: run.layer(name, parts, shown, ask) for name, parts in work.items()}
-    except InputError:
-        # Rows that cannot be used: a later run can never go on from here.
-        run.discard()
-        raise
-    pooled = [
+        write_results(report, states, folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"cannot write the results to {folder} ({error}); mend that and run the same command "
+            "again, no row is read twice"
+        ) from error
+
+
+def _prepared(out: str | os.PathLike[str] | None, ranks: Ranks) -> Path | None:
+    """The output folder, made by the first process while the others wait."""
+    error = None
+    if out is not None and ranks.rank == 0:
+        try:
+            writable_folder(Path(out))
+        except InputError as refused:
+            error = refused
+    ranks.agree(error)
+    return None if out is None else Path(out)
+
+
+def _states(
+    fold: Fold, work: dict[str, list[DumpLayer]], ranks: Ranks, progress: ProgressMode
+) -> dict[str, LayerState] | None:
+    """The state of every layer on the first process; None on the others."""
+    rows = sum(layer.rows for parts in work.values() for layer in parts) // ranks.world
+    title = "analyze" if ranks.world == 1 else f"analyze, share 1 of {ranks.world}"
+    shown_here = progress if ranks.rank == 0 else False
+    error, trees = None, {}
+    with (
+        deferred_interrupt(fold.after_interrupt) as ask,
+        Progress(title, rows, shown_here) as shown,
+    ):
+        try:
+            fold.begin()
+            trees = {name: fold.layer(name, parts, shown, ask) for name, parts in work.items()}
+        except InputError as refused:
+            error = refused
+    ranks.agree(error)
+    joined = {name: ranks.gather(tree) for name, tree in trees.items()}
+    return {name: tree.total() for name, tree in joined.items() if tree is not None} or None
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Computes with so many threads; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _pooled(work: dict[str, list[DumpLayer]]) -> list[str]:
+    return [
         f"{name}: the rows of {len(parts)} dumps are taken together"
         for name, parts in work.items()
         if len(parts) > 1
     ]
-    report = report_of(states, {"sources": [_describe(dump) for dump in dumps]}, pooled)
-    if folder is not None:
-        write_results(report, states, folder)
-        run.discard()
-    return report
 
 
 def report_of(
@@ -124,7 +184,7 @@ def write_results(report: Report, states: Mapping[str, LayerState], folder: Path
     """Writes one state file per layer, results.json and report.html; returns all paths."""
     paths = []
     for name, state in states.items():
-        paths.append(folder / _state_name(name))
+        paths.append(folder / state_name(name))
         state.save(paths[-1], layer=name)
     return paths + report.save(folder)
 
@@ -162,80 +222,3 @@ def _stored(layers: list[DumpLayer]) -> list[Part]:
 def _describe(dump: Dump) -> dict[str, Any]:
     layers = [dump[name] for name in dump.layers]
     return {"path": str(dump.path), "rows": {layer.name: layer.rows for layer in layers}}
-
-
-def _state_name(layer: str) -> str:
-    return f"{quote(layer, safe=' ')}{STATE_SUFFIX}"
-
-
-class _Run:
-    """One analysis: folds layers into states and keeps what an interruption must not lose."""
-
-    def __init__(self, folder: Path | None, *, gram: bool, strict: bool, resume: bool) -> None:
-        self._folder = folder
-        self._gram, self._strict, self._resume = gram, strict, resume
-
-    def layer(
-        self, name: str, parts: list[DumpLayer], shown: Progress, interrupt: Interrupt
-    ) -> LayerState:
-        """The state of all rows of a layer."""
-        state = self._resumed(name, parts) or LayerState(parts[0].dim, gram=self._gram)
-        shown.skip(sum(b - a for ranges in state.sources.ranges.values() for a, b in ranges))
-        saved = time.monotonic()
-        for block in itertools.chain(*(p.blocks(state.sources.rows_done) for p in parts)):
-            self._fold(state, block)
-            shown.advance(len(block.rows), block.rows.nbytes)
-            if interrupt.requested or time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                self._checkpoint(name, state)
-                saved = time.monotonic()
-            interrupt.raise_if_requested()
-        self._checkpoint(name, state)
-        return state
-
-    def _fold(self, state: LayerState, block: DumpBlock) -> None:
-        if self._strict and (row := first_nonfinite_row(block.rows)) is not None:
-            raise InputError(
-                f"{block.path} has a NaN or infinite value in row {block.block.start + row}; "
-                "mend it, or leave out strict to skip and count such rows"
-            )
-        state.update(block.rows, block=block.block)
-
-    def discard(self) -> None:
-        """Removes the unfinished states."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder / _PARTIAL, ignore_errors=True)
-
-    @property
-    def after_interrupt(self) -> str:
-        """What to tell the user who pressed Ctrl-C."""
-        if self._folder is None or not self._resume:
-            return "nothing was saved; name an output folder to go on from where a run stopped"
-        return f"the rows done are saved in {self._folder}; run the same command again to go on"
-
-    def _checkpoint(self, name: str, state: LayerState) -> None:
-        if self._folder is not None and state.sources.ranges:
-            writable_folder(self._folder / _PARTIAL)
-            state.save(self._folder / _PARTIAL / _state_name(name), layer=name)
-
-    def _resumed(self, name: str, parts: list[DumpLayer]) -> LayerState | None:
-        """The furthest state of an earlier run that holds rows of these parts alone."""
-        if self._folder is None or not self._resume:
-            return None
-        known = {part.source: part.shape[0] for part in _stored(parts)}
-        for folder in (self._folder / _PARTIAL, self._folder):
-            path = folder / _state_name(name)
-            if path.exists() and self._fits(state := LayerState.load(path), known):
-                return state
-        return None
-
-    def _fits(self, state: LayerState, known: dict[str, int]) -> bool:
-        """Whether the state holds the first rows of some of these sources, and no other rows."""
-        done = {source: state.sources.rows_done(source) for source in state.sources.ranges}
-        prefixes = all(
-            source in known and done[source] == ranges[-1][1] <= known[source]
-            for source, ranges in state.sources.ranges.items()
-        )
-        seen = int(state.moments.counts[[0, 2, 3]].sum())
-        clean = not (self._strict and state.moments.nonfinite_rows)
-        same = (state.grams is not None) == self._gram
-        return prefixes and sum(done.values()) == seen > 0 and clean and same

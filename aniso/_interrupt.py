@@ -1,4 +1,4 @@
-"""Ctrl-C at a point where nothing is half-added."""
+"""Ctrl-C, or a request to end, at a point where nothing is half-added."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
@@ -32,7 +35,9 @@ class Interrupt:
 
 @contextmanager
 def deferred_interrupt(sentence: str) -> Iterator[Interrupt]:
-    """Turns Ctrl-C into a flag while the block runs; other threads never see Ctrl-C anyway.
+    """Turns SIGINT and SIGTERM into a flag while the block runs, in the main thread.
+
+    Other threads never see a signal. torchrun and batch systems end a job by SIGTERM.
 
     Args:
         sentence: What the KeyboardInterrupt tells the user.
@@ -41,9 +46,10 @@ def deferred_interrupt(sentence: str) -> Iterator[Interrupt]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    previous = signal.signal(signal.SIGINT, interrupt.handle)
+    previous = {number: signal.signal(number, interrupt.handle) for number in _SIGNALS}
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     interrupt.raise_if_requested()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TextIO
 
 if TYPE_CHECKING:
@@ -15,6 +16,21 @@ if TYPE_CHECKING:
 
 ProgressMode = bool | Literal["json"]
 _SECONDS_PER_LINE = 30.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where the reading of a dump stands.
+
+    Attributes:
+        shard: Which file, from 1.
+        shards: How many.
+        waited: Seconds in which there was nothing to work on, because the disk was slower.
+    """
+
+    shard: int
+    shards: int
+    waited: float
 
 
 class Progress:
@@ -33,6 +49,7 @@ class Progress:
         self._title, self._total, self._mode, self._unit = title, total, mode, unit
         self._stream: TextIO = sys.stderr
         self._done = self._resumed = self._bytes = 0
+        self._reading: Reading | None = None
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
@@ -58,8 +75,9 @@ class Progress:
         self._resumed += count
         self.advance(count)
 
-    def advance(self, count: int, nbytes: int = 0) -> None:
-        """Units done since the last call, and their size in memory."""
+    def advance(self, count: int, nbytes: int = 0, reading: Reading | None = None) -> None:
+        """Units done since the last call, their size in memory, and where the reading stands."""
+        self._reading = reading or self._reading
         self._done += count
         self._bytes += nbytes
         now = time.monotonic()
@@ -96,8 +114,27 @@ class Progress:
         """GB/s where bytes are counted, else units per second."""
         if self._bytes:
             rate = self._rate()
-            return f"{rate:.2f} GB/s" if rate >= 0.1 else f"{rate * 1e3:.2f} MB/s"
+            text = f"{rate:.2f} GB/s" if rate >= 0.1 else f"{rate * 1e3:.2f} MB/s"
+            return text + self._reading_text()
         return f"{(self._done - self._resumed) / self._seconds():,.0f} {self._unit}/s"
+
+    def _reading_text(self) -> str:
+        if self._reading is None:
+            return ""
+        facts = self._reading_facts(self._reading)
+        return (
+            f", {facts['rows_per_s']:,.0f} {self._unit}/s, {facts['tb']:.3f} TB, "
+            f"file {facts['shard']} of {facts['shards']}, {facts['read_wait']:.0%} waiting for it"
+        )
+
+    def _reading_facts(self, reading: Reading) -> dict[str, float]:
+        return {
+            "shard": reading.shard,
+            "shards": reading.shards,
+            "tb": round(self._bytes / 1e12, 6),
+            "rows_per_s": round((self._done - self._resumed) / self._seconds(), 1),
+            "read_wait": round(reading.waited / self._seconds(), 3),
+        }
 
     def _eta(self) -> float | None:
         done = self._done - self._resumed
@@ -114,6 +151,7 @@ class Progress:
                     "resumed": self._resumed,
                     "gb_per_s": round(self._rate(), 3),
                     "eta_s": None if eta is None else round(eta, 1),
+                    **(self._reading_facts(self._reading) if self._reading else {}),
                 }
             )
         else:

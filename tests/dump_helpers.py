@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -37,7 +38,21 @@ else:
     os._exit(0)
 for descriptor, path in enumerate((os.devnull, job["out"], job["err"])):
     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), descriptor)
+# As torchrun would: processes that know their number and where to meet.
+if job["ranks"] > 1:
+    pids = []
+    for rank in range(job["ranks"] - 1, -1, -1):
+        pid = os.fork() if rank else 0
+        if pid == 0:
+            break
+        pids.append(pid)
+    with open(f"{job['out']}.{rank}", "w") as file:
+        file.write(str(os.getpid()))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"])}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["ranks"])}
 os.chdir(job["cwd"])
+if job["checkpoint_seconds"] is not None:
+    aniso._fold._CHECKPOINT_SECONDS = job["checkpoint_seconds"]
 if job["block_bytes"]:
     aniso.dumps.dump._BLOCK_BYTES = job["block_bytes"]
 sys.argv = ["aniso", *job["argv"]]
@@ -50,6 +65,8 @@ except BaseException:
     sys.excepthook(*sys.exc_info())
     code = 1
 sys.stdout.flush()
+if job["ranks"] > 1 and rank == 0:
+    code = max([code or 0, *(os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids)])
 # Tearing down torch takes a second.
 os._exit(code or 0)
 """
@@ -75,6 +92,13 @@ class Running:
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
+    def kill_rank(self, rank, number):
+        """Sends a signal to one of several ranks, if it runs by now."""
+        pid = self._files[0].with_name(f"{self._files[0].name}.{rank}")
+        if pid.exists() and pid.read_text():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid.read_text()), number)
+
     def wait(self):
         code = int(self._server.stdout.readline())
         return Finished(code, *(file.read_text() for file in self._files))
@@ -97,11 +121,13 @@ class Cli:
         )
         assert self._server.stdout.readline() == "ready\n"
 
-    def start(self, *argv, cwd, block_bytes=None):
+    def start(self, *argv, cwd, block_bytes=None, ranks=1, checkpoint_seconds=None):
         self._count += 1
         files = self.folder / f"{self._count}.out", self.folder / f"{self._count}.err"
         job = {"argv": [str(a) for a in argv], "cwd": str(cwd), "block_bytes": block_bytes}
         job |= {"out": str(files[0]), "err": str(files[1])}
+        job |= {"checkpoint_seconds": checkpoint_seconds}
+        job |= {"ranks": ranks, "port": free_port() if ranks > 1 else 0}
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         return Running(int(self._server.stdout.readline()), self._server, files)
@@ -135,13 +161,19 @@ class Watched(Dump):
         self._interrupt_at = interrupt_at
 
     def _watch(self, part):
-        def read(start, stop):
+        def read(start, stop, scratch=None):
             self.reads.append((part.layer, start, stop))
             if len(self.reads) == self._interrupt_at:
                 os.kill(os.getpid(), signal.SIGINT)
-            return part.read(start, stop)
+            return part.read(start, stop, scratch)
 
         return read
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
 
 
 def rows(n=40, dim=6, seed=0, dtype=torch.float32):

@@ -8,7 +8,7 @@ import pytest
 from dump_helpers import strict_json
 
 from aniso import progress
-from aniso.progress import Progress
+from aniso.progress import Progress, Reading
 
 
 class Clock:
@@ -121,3 +121,18 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert "1000/1000 rows" in plain
     assert "GB/s" in plain
+
+
+def test_reading_shows_files_terabytes_rows_and_waiting(clock, capsys):
+    for mode in (True, "json"):
+        with Progress("analyze", 1000, mode) as shown:
+            clock.now += 10
+            shown.advance(400, 2 * 10**10, Reading(3, 12, 2.5))
+    text, line = lines(capsys)
+    assert text == (
+        "analyze: 400 of 1,000 rows, 2.00 GB/s, 40 rows/s, 0.020 TB, file 3 of 12, "
+        "25% waiting for it, 15 s left"
+    )
+    found = strict_json(line)
+    assert (found["shard"], found["shards"], found["tb"]) == (3, 12, 0.02)
+    assert (found["rows_per_s"], found["read_wait"], found["eta_s"]) == (40.0, 0.25, 15.0)

@@ -10,7 +10,17 @@ import click
 
 from aniso.errors import InputError
 
-_COMMANDS = ("demo", "analyze", "capture", "compare", "experiment", "info", "profile", "report")
+_COMMANDS = (
+    "demo",
+    "analyze",
+    "capture",
+    "merge",
+    "report",
+    "compare",
+    "experiment",
+    "profile",
+    "info",
+)
 
 
 class _LazyGroup(click.Group):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -22,6 +23,9 @@ from aniso.cli._show import progress_mode, show_report
 @click.option("--no-gram", is_flag=True, help="First-order statistics only: faster, no spectra.")
 @click.option("--strict", is_flag=True, help="Stop at the first row with NaN or infinite values.")
 @click.option("--resume/--no-resume", default=True, help="Go on from the states in --out.")
+@click.option(
+    "--deterministic", is_flag=True, help="The same bits from any number of torchrun's processes."
+)
 @click.option("--json", "json_lines", is_flag=True, help="Print JSON, progress as JSON lines.")
 def command(
     dumps: tuple[Path, ...],
@@ -30,9 +34,13 @@ def command(
     no_gram: bool,
     strict: bool,
     resume: bool,
+    deterministic: bool,
     json_lines: bool,
 ) -> None:
-    """Analyse activation DUMPs (.npy, .safetensors, or a folder of them)."""
+    """Analyse activation DUMPs (files or folders; `aniso info DUMP` shows what one holds).
+
+    torchrun --nproc-per-node N -m aniso analyze … shares the blocks over N processes.
+    """
     from aniso._analyze import analyze
 
     report = analyze(
@@ -42,6 +50,8 @@ def command(
         gram=not no_gram,
         strict=strict,
         resume=resume,
+        deterministic=deterministic,
         progress=progress_mode(json_lines),
     )
-    show_report(report, out, json_lines)
+    if os.environ.get("RANK", "0") == "0":
+        show_report(report, out, json_lines)

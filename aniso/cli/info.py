@@ -1,23 +1,75 @@
-"""`aniso info`: versions, devices, and which implementation every op would choose."""
+"""`aniso info`: versions, devices and backends; or what a dump holds and how long it would take."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from aniso._estimate import LayerFacts
 
-@click.command(name="info", short_help="Versions, devices, backends and why.")
+
+@click.command(name="info", short_help="Versions, devices, backends and why; or a dump.")
+@click.argument("dump", required=False, type=click.Path(path_type=Path), metavar="[DUMP]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(as_json: bool) -> None:
-    """Show versions, devices and the backends chosen, with the reason."""
+def command(dump: Path | None, as_json: bool) -> None:
+    """Show versions, devices and the backends chosen, with the reason.
+
+    With a DUMP: its layers, widths, dtypes, rows and sizes, and the estimated time of an analysis.
+    """
+    if dump is not None:
+        _show_dump(dump, as_json)
+        return
     facts = _facts()
     if as_json:
         click.echo(json.dumps(facts))
         return
     for key, value in facts.items():
         click.echo(f"{key:<22}{value}")
+
+
+def _show_dump(path: Path, as_json: bool) -> None:
+    from aniso import open_dump
+    from aniso._estimate import dump_facts
+
+    layers = dump_facts(open_dump(path))
+    rows, size = sum(layer.rows for layer in layers), sum(layer.bytes for layer in layers)
+    seconds = sum(layer.seconds for layer in layers)
+    if as_json:
+        found = {"path": str(path), "rows": rows, "bytes": size, "seconds": seconds}
+        layers_found = [asdict(layer) for layer in layers]
+        click.echo(json.dumps({**found, "layers": layers_found}))
+        return
+    width = max(len(layer.name) for layer in layers)
+    for layer in layers:
+        click.echo(f"{layer.name:<{width}}  {_line(layer)}")
+    click.echo(f"{rows:,} rows, {_size(size)}, analysed in about {_duration(seconds)}")
+
+
+def _line(layer: LayerFacts) -> str:
+    ids = f", with {', '.join(layer.ids)}" if layer.ids else ""
+    return (
+        f"{layer.rows:,} × {layer.dim:,} {layer.dtype}, {_size(layer.bytes)}, "
+        f"about {_duration(layer.seconds)}{ids}"
+    )
+
+
+def _size(count: int) -> str:
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def _facts() -> dict[str, Any]:

@@ -1,7 +1,18 @@
 """Readers and writers of activation dumps."""
 
 from aniso.dumps._part import Part
-from aniso.dumps.dump import Dump, DumpBlock, DumpLayer, open_dump
+from aniso.dumps._read_ahead import Waiting
+from aniso.dumps.dump import Dump, DumpBlock, DumpLayer, StoredBlock, open_dump, read_blocks
 from aniso.dumps.writer import DumpWriter
 
-__all__ = ["Dump", "DumpBlock", "DumpLayer", "DumpWriter", "Part", "open_dump"]
+__all__ = [
+    "Dump",
+    "DumpBlock",
+    "DumpLayer",
+    "DumpWriter",
+    "Part",
+    "StoredBlock",
+    "Waiting",
+    "open_dump",
+    "read_blocks",
+]

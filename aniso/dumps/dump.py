@@ -2,48 +2,74 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from aniso._names import natural_key
-from aniso.dumps.npy import npy_parts
-from aniso.dumps.safetensors import safetensors_parts
+from aniso.dumps._open import parts_of
+from aniso.dumps._read_ahead import Waiting, read_ahead
 from aniso.errors import InputError
-from aniso.state import Block, is_state
+from aniso.state import Block
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
     from torch import Tensor
 
+    from aniso.dumps._file_reads import Scratch
     from aniso.dumps._part import Part
 
 # Large enough that the read runs at the disk's rate, small enough to stay in the last-level cache.
 _BLOCK_BYTES = 1 << 25
-_READERS: dict[str, Callable[[Path], list[Part]]] = {
-    ".safetensors": safetensors_parts,
-    ".npy": npy_parts,
-}
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class DumpBlock:
-    """Some rows of one layer, and where they lie."""
+    """Some rows of one layer, and where they lie.
+
+    Attributes:
+        rows: [n, d].
+        path: The file.
+        block: Which rows of which source.
+        ids: What is stored per row: of token_ids, attention_mask and document those that are
+            there, [n] each.
+    """
 
     rows: Tensor
     path: Path
     block: Block
+    ids: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredBlock:
+    """A block before it is read."""
+
+    part: Part
+    block: Block
+    ids: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return self.block.stop - self.block.start
+
+    def read(self, scratch: Scratch | None = None) -> DumpBlock:
+        """Its rows and ids."""
+        start, stop = self.block.start, self.block.stop
+        ids = {part.id_name or part.layer: part.read(start, stop, None) for part in self.ids}
+        rows = self.part.read(start, stop, scratch)
+        self.part.check_unchanged()
+        return DumpBlock(rows, self.part.path, self.block, ids)
 
 
 class DumpLayer:
     """The rows of one layer over all files of a dump."""
 
-    def __init__(self, name: str, parts: list[Part]) -> None:
+    def __init__(self, name: str, parts: list[Part], ids: Sequence[Part] = ()) -> None:
         for part in parts:
             part.check()
             if (part.shape[1], part.dtype) != (parts[0].shape[1], parts[0].dtype):
@@ -54,6 +80,7 @@ class DumpLayer:
                 )
         self.name = name
         self.parts = parts
+        self._ids = tuple(ids)
 
     @property
     def rows(self) -> int:
@@ -78,35 +105,46 @@ class DumpLayer:
         """Size of all rows."""
         return self.rows * self.dim * self.dtype.itemsize
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What is stored per row beside the rows: token_ids, attention_mask, document."""
+        return tuple(dict.fromkeys(i.id_name or "" for p in self.parts for i in self._ids_of(p)))
+
+    def stored_blocks(self, done: Callable[[str], int] = lambda source: 0) -> list[StoredBlock]:
+        """The blocks in order, none of them read.
+
+        Args:
+            done: Rows of a source to pass over, by the source's identity.
+        """
+        step = max(1, _BLOCK_BYTES // (self.dim * self.dtype.itemsize))
+        found = []
+        for part in self.parts:
+            source, ids = part.source, self._ids_of(part)
+            for start in range(done(source), part.shape[0], step):
+                stop = min(part.shape[0], start + step)
+                found.append(StoredBlock(part, Block(source, start, stop), ids))
+        return found
+
     def blocks(self, done: Callable[[str], int] = lambda source: 0) -> Iterator[DumpBlock]:
         """The rows in blocks, the next one read while the caller works on this one.
 
         Args:
             done: Rows of a source to pass over, by the source's identity.
         """
-        step = max(1, _BLOCK_BYTES // (self.dim * self.dtype.itemsize))
-        tasks = []
-        for part in self.parts:
-            source = part.source
-            for start in range(done(source), part.shape[0], step):
-                stop = min(part.shape[0], start + step)
-                tasks.append(_reader(part, Block(source, start, stop)))
-        return _prefetched(tasks)
+        return read_blocks(self.stored_blocks(done), Waiting(), reuse=False)
+
+    def _ids_of(self, part: Part) -> tuple[Part, ...]:
+        """The ids of a part's rows: one of each kind, as many as it has rows, in the same home."""
+        alone = bool(part.key) or len(self.parts) == 1
+        fit = [i for i in self._ids if i.home == part.home and i.shape[0] == part.shape[0]]
+        return tuple({i.id_name: i for i in fit}.values()) if alone else ()
 
 
-def _reader(part: Part, block: Block) -> Callable[[], DumpBlock]:
-    return lambda: DumpBlock(part.read(block.start, block.stop), part.path, block)
-
-
-def _prefetched(tasks: list[Callable[[], _T]]) -> Iterator[_T]:
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="aniso-read") as pool:
-        upcoming = pool.submit(tasks[0]) if tasks else None
-        for task in [*tasks[1:], None]:
-            if upcoming is None:
-                return
-            current = upcoming.result()
-            upcoming = None if task is None else pool.submit(task)
-            yield current
+def read_blocks(
+    blocks: Sequence[StoredBlock], waiting: Waiting, *, reuse: bool = True
+) -> Iterator[DumpBlock]:
+    """Blocks read ahead; with `reuse` asking for the next overwrites the rows of the one before."""
+    return read_ahead([block.read for block in blocks], waiting, reuse=reuse)
 
 
 class Dump:
@@ -119,6 +157,8 @@ class Dump:
 
     def __init__(self, path: Path, parts: list[Part]) -> None:
         self.path = path
+        self._ids = [part for part in parts if part.id_name]
+        parts = [part for part in parts if not part.id_name]
         found = {part.layer for part in parts}
         stated = dict.fromkeys(name for part in parts for name in part.stated_layers)
         self._parts: dict[str, list[Part]] = {name: [] for name in stated if name in found}
@@ -129,7 +169,7 @@ class Dump:
     def __getitem__(self, layer: str) -> DumpLayer:
         if layer not in self._parts:
             raise InputError(f"{self.path} has no layer {layer!r}; it has {', '.join(self.layers)}")
-        return DumpLayer(layer, self._parts[layer])
+        return DumpLayer(layer, self._parts[layer], self._ids)
 
     def __iter__(self) -> Iterator[DumpBlock]:
         """All blocks, layer by layer."""
@@ -160,13 +200,21 @@ class Dump:
 def open_dump(path: str | os.PathLike[str]) -> Dump:
     """Opens a dump of activations without reading its rows.
 
-    Args:
-        path: A .npy file (one layer, named after the file), a .safetensors file (one layer per
-            tensor), or a folder of either; the files of a folder are taken in natural order, and
-            tensors of one name are one layer, its rows in that order.
+    | what | layers |
+    |---|---|
+    | `.safetensors` | one per tensor, or per layer of `hidden_states` [n, layers, d] |
+    | `.npy`, `.bin`, `.raw` | one, named after the file; what a file cannot say, FILE.json says |
+    | `.parquet`, `.arrow`, `.feather` | one per column of vectors (package pyarrow) |
+    | `.pt`, `.pth` | one per tensor of a dict, loaded without running code |
+    | Zarr folder | one per array (package zarr) |
+    | folder of one kind | files in natural order, rows of one name are one layer in that order |
+
+    A folder with an index of tensors (`*.safetensors.index.json`), or that a Hugging Face dataset
+    was saved to, is read by its index. Vectors of integers named token_ids, attention_mask or
+    document are ids of the rows: every block carries them.
 
     Raises:
-        InputError: nothing there, another format, an empty or damaged file.
+        InputError: nothing there, another format, an empty or damaged file, a package missing.
 
     Example:
         >>> open_dump("dump/").layers  # doctest: +SKIP
@@ -175,35 +223,7 @@ def open_dump(path: str | os.PathLike[str]) -> Dump:
     path = Path(path)
     if not path.exists():
         raise InputError(f"there is no file or folder {path}; pass a dump to read")
-    parts = [part for file in _files(path) for part in _read_header(file)]
+    parts = parts_of(path)
     if not parts:
         raise InputError(f"{path} holds no arrays; pass a dump with at least one layer")
     return Dump(path, parts)
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = [
-        file
-        for file in path.iterdir()
-        if file.suffix in _READERS and not file.name.startswith(".") and not is_state(file)
-    ]
-    if not found:
-        raise InputError(f"folder {path} has no .safetensors and no .npy file; pass a dump to read")
-    if len({file.suffix for file in found}) > 1:
-        raise InputError(f"folder {path} has .safetensors and .npy files; a dump is of one kind")
-    return sorted(found, key=lambda file: natural_key(file.name))
-
-
-def _read_header(path: Path) -> list[Part]:
-    reader = _READERS.get(path.suffix)
-    if is_state(path):
-        raise InputError(f"{path} is a saved state, not a dump; load it with LayerState.load")
-    if reader is None:
-        raise InputError(f"{path} is neither .npy nor .safetensors; convert it to one of them")
-    if not path.exists():
-        raise InputError(f"{path} is a link to nothing; remove it or mend it")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes); write it again")
-    return reader(path)

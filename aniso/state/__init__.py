@@ -1,6 +1,6 @@
 """The additive statistics: update, merge, save, load, compute."""
 
-from aniso.state.file import STATE_SUFFIX, is_state
+from aniso.state.file import STATE_SUFFIX, is_state, state_facts
 from aniso.state.layer_state import LayerState
 from aniso.state.paired_state import PairedState
 from aniso.state.row_sample import RowSample
@@ -18,4 +18,5 @@ __all__ = [
     "SketchState",
     "Sources",
     "is_state",
+    "state_facts",
 ]

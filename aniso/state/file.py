@@ -75,6 +75,24 @@ def load_state(path: str | Path, kind: str = "LayerState") -> tuple[dict[str, Te
     return tensors, Sources.from_json(metadata["sources"])
 
 
+def state_facts(path: str | Path) -> tuple[str, str | None]:
+    """The kind of a state file, as "LayerState", and its layer if it names one.
+
+    Raises:
+        InputError: no such file, not a state, or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise InputError(f"there is no state file {path}") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as safetensors ({error})") from error
+    if not metadata.get("kind", "").startswith("aniso."):
+        raise InputError(f"{path} is no aniso state; pass a *.state.safetensors file")
+    return metadata["kind"].removeprefix("aniso."), metadata.get("layer")
+
+
 def take_over(own: dict[str, Tensor], tensors: dict[str, Tensor], what: str) -> None:
     """Copies the tensors into a state's own; `what` names the state in errors.
 
