@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from aniso import InputError, LayerState, analyze
 from aniso._files import atomic_path, writable_folder, write_atomic
+from aniso.state.state_tree import StateTree
 
 NAMES = [f"h.{i}" for i in range(3)]
 
@@ -203,8 +204,8 @@ def test_ctrl_c_saves_and_the_next_run_goes_on(tmp_path, cli):
     assert done.err.strip() == sentence
     partial = tmp_path / "out" / ".aniso-partial"
     assert file_names(tmp_path / "out") == [".aniso-partial"]
-    states = [LayerState.load(state) for state in sorted(partial.iterdir())]
-    saved = sum(state.moments.rows for state in states)
+    trees = [StateTree.load(tree) for tree in sorted(partial.iterdir())]
+    saved = sum(tree.rows_seen for tree in trees)
     assert 40 <= saved < 90_040
     done = cli.run("analyze", path, "--out", "out", "--json", cwd=tmp_path, block_bytes=1 << 16)
     assert done.code == 0
