@@ -125,15 +125,15 @@ def _states(
     title = "analyze" if ranks.world == 1 else f"analyze, share 1 of {ranks.world}"
     shown_here = progress if ranks.rank == 0 else False
     error, trees = None, {}
-    with (
-        deferred_interrupt(fold.after_interrupt) as ask,
-        Progress(title, rows, shown_here) as shown,
-    ):
-        try:
+    try:
+        with (
+            deferred_interrupt(fold.after_interrupt) as ask,
+            Progress(title, rows, shown_here) as shown,
+        ):
             fold.begin()
             trees = {name: fold.layer(name, parts, shown, ask) for name, parts in work.items()}
-        except InputError as refused:
-            error = refused
+    except InputError as refused:
+        error = refused
     ranks.agree(error)
     joined = {name: ranks.gather(tree) for name, tree in trees.items()}
     return {name: tree.total() for name, tree in joined.items() if tree is not None} or None

@@ -20,6 +20,9 @@ from aniso.state.state_tree import StateTree
 
 BLOCK = 24 * 4 * 11
 
+# Rows of float32 are cut to 39 bits of the largest of their block, and blocks differ.
+SAME = 1e-10
+
 
 def layers_of(folder):
     return json.loads((folder / "results.json").read_text())["layers"]
@@ -56,12 +59,12 @@ def test_any_number_of_ranks_gives_the_same_bits_when_deterministic(dump):
         assert bits_of(other) == bits_of(runs[0])
 
 
-def test_any_number_of_ranks_agrees_to_twelve_digits(dump):
+def test_any_number_of_ranks_agrees_to_ten_digits(dump):
     first, *others = [analysed(dump, f"run-{n}", n) for n in (1, 2, 4)]
     for other in others:
         for mine, theirs in zip(layers_of(first), layers_of(other), strict=True):
             assert mine["counts"] == theirs["counts"]
-            assert mine["metrics"] == pytest.approx(theirs["metrics"], rel=1e-12, nan_ok=True)
+            assert mine["metrics"] == pytest.approx(theirs["metrics"], rel=SAME, nan_ok=True)
     assert bits_of(first) != bits_of(others[0])
 
 
@@ -90,7 +93,7 @@ def test_torchrun_starts_it(dump):
     assert done.returncode == 0, done.stderr
     # The size of a block is not the same here: other leaves, the same numbers.
     (mine,), (theirs,) = layers_of(one), layers_of(dump / "two")
-    assert mine["metrics"] == pytest.approx(theirs["metrics"], rel=1e-12, nan_ok=True)
+    assert mine["metrics"] == pytest.approx(theirs["metrics"], rel=SAME, nan_ok=True)
 
 
 def test_what_one_rank_cannot_read_ends_all_with_one_sentence(dump, tmp_path):
@@ -124,7 +127,7 @@ def assert_same(state, other):
     assert state.sources == other.sources
     mine, theirs = state.compute(), other.compute()
     assert mine.counts == theirs.counts
-    assert mine.metrics == pytest.approx(theirs.metrics, rel=1e-12, abs=1e-14, nan_ok=True)
+    assert mine.metrics == pytest.approx(theirs.metrics, rel=SAME, abs=1e-13, nan_ok=True)
 
 
 @settings(max_examples=10, deadline=None)

@@ -67,7 +67,7 @@ NAMES = [
 
 SIGNATURES = {
     "analyze": "(source, *, out=None, layers=None, gram=True, strict=False, resume=True, "
-    "progress=True)",
+    "deterministic=False, progress=True)",
     "attach": "(model, layers, transform, *, site='output', register=False)",
     "capture": "(model, layers=None, *, exclude_special_tokens=False, exclude_token_ids=(), "
     "tokenizer=None, gram=True, save=None)",
