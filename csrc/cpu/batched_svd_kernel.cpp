@@ -71,7 +71,8 @@ class Factorization {
     } else {
       eigen_.reduce(a_);
       if (sizeof(T) == 8) {
-        eigen_.eigenvectors(z_, p_, false);
+        eigen_.find_values(p_);
+        eigen_.eigenvectors(z_, p_);
         orthogonalize(z_);
         multiply_into(z_, a_, b_);
         rotate_rows();
@@ -80,7 +81,7 @@ class Factorization {
         const bool fine = !too_small(eigen_.value(out_.k - 1));
         if (fine && !vectors) return write_values();
         if (!fine && out_.k < p_) eigen_.find_values(p_);
-        decompose(fine ? out_.k : p_, true);
+        decompose(fine ? out_.k : p_);
         if (!fine) refine(p_);
       }
     }
@@ -168,9 +169,9 @@ class Factorization {
   }
 
   /// The first `count` rows of z_ and b_, after reduce().
-  void decompose(int64_t count, bool fast) {
+  void decompose(int64_t count) {
     count_ = count;
-    eigen_.eigenvectors(z_, count, fast);
+    eigen_.eigenvectors(z_, count);
     multiply_into(z_.from_row(0, count), a_, b_);
     set_norms(0, count);
   }
@@ -265,7 +266,7 @@ class Factorization {
     eigen_.find_values(count);
     Matrix q = eigen_.room();
     q.rows = q.columns = count;
-    eigen_.eigenvectors(q, count, true);
+    eigen_.eigenvectors(q, count);
     turn_rows(q, tail);
     turn_rows(q, z_.from_row(first, count));
   }
@@ -304,19 +305,20 @@ class Factorization {
   void rotate_rows() {
     const double tolerance = 4.0 * EPSILON;
     method_ = SVD_JACOBI;
-    bool rotated = true;
-    int sweep = 0;
-    for (; rotated && sweep < MOST_SWEEPS; ++sweep) {
-      rotated = false;
+    bool more = true;
+    for (int sweep = 0; more && sweep < MOST_SWEEPS; ++sweep) {
+      largest_cosine_ = largest_tangent_ = 0.0;
       for (int64_t i = 0; i < p_; ++i) norms_[i] = dot(b_.row(i), b_.row(i), padded(q_));
       sort_descending(norms_, p_, order_);
       for (int64_t i = 0; i < p_; ++i) {
         for (int64_t j = i + 1; j < p_; ++j) {
-          rotated |= rotate_pair(order_[i], order_[j], tolerance);
+          rotate_pair(order_[i], order_[j], tolerance);
         }
       }
+      // Later rotations leave at most the product of a cosine that was removed.
+      more = largest_cosine_ * largest_tangent_ > 0.25 * EPSILON;
     }
-    converged_ &= !rotated;
+    converged_ &= !more;
     const double error = turn_error() * norm_;
     for (int64_t i = 0; i < p_; ++i) {
       norms_[i] = __builtin_sqrt(dot(b_.row(i), b_.row(i), padded(q_)));
@@ -327,22 +329,22 @@ class Factorization {
     count_ = p_;
   }
 
-  bool rotate_pair(int64_t i, int64_t j, double tolerance) {
-    if (norms_[j] == 0.0) return false;
+  void rotate_pair(int64_t i, int64_t j, double tolerance) {
+    if (!(norms_[i] > 0.0 && norms_[j] > 0.0)) return;
     const double product = dot(b_.row(i), b_.row(j), padded(q_));
-    if (!(__builtin_fabs(product) >
-          tolerance * __builtin_sqrt(norms_[i]) * __builtin_sqrt(norms_[j]))) {
-      return false;
-    }
+    const double cosine_before =
+        __builtin_fabs(product) / (__builtin_sqrt(norms_[i]) * __builtin_sqrt(norms_[j]));
+    if (!(cosine_before > tolerance)) return;
     const double zeta = (norms_[j] - norms_[i]) / (2.0 * product);
     const double tangent =
         __builtin_copysign(1.0, zeta) / (__builtin_fabs(zeta) + __builtin_hypot(1.0, zeta));
     const double cosine = 1.0 / __builtin_hypot(1.0, tangent), sine = cosine * tangent;
     turn_pair(b_.row(i), b_.row(j), cosine, sine, padded(q_));
-    turn_pair(z_.row(i), z_.row(j), cosine, sine, padded(p_));
+    if (out_.left != nullptr) turn_pair(z_.row(i), z_.row(j), cosine, sine, padded(p_));
     norms_[i] -= tangent * product;
     norms_[j] += tangent * product;
-    return true;
+    largest_cosine_ = max_of(largest_cosine_, cosine_before);
+    largest_tangent_ = max_of(largest_tangent_, __builtin_fabs(tangent));
   }
 
   static void turn_pair(double* a, double* b, double cosine, double sine, int64_t n) {
@@ -544,7 +546,7 @@ class Factorization {
   Value* bounds_ = nullptr;
   int64_t index_ = 0, count_ = 0;
   int exponent_ = 0;
-  double norm_ = 0.0;
+  double norm_ = 0.0, largest_cosine_ = 0.0, largest_tangent_ = 0.0;
   bool converged_ = true;
   SvdMethod method_ = SVD_GRAM;
 };

@@ -109,12 +109,12 @@ class GramEigen {
     }
   }
 
-  /// Eigenvectors as rows of z, of the first `count` values, after find_values(); of all, without,
-  /// where not `fast`: then by rotations, which leave vectors orthogonal whatever the spectrum.
-  void eigenvectors(const Matrix& z, int64_t count, bool fast) {
+  /// Eigenvectors as rows of z, of the first `count` values, after find_values(). By twisted
+  /// factorisation where they can be told apart, else all of them by rotations.
+  void eigenvectors(const Matrix& z, int64_t count) {
     const int64_t n = t_.n;
     for (int64_t i = 0; i < padded_rows(z.rows) * z.stride; ++i) z.data[i] = 0.0;
-    if (!fast || !twisted(z, count)) rotated(z, n);
+    if (!twisted(z, count)) rotated(z, n);
     Matrix rows = z.from_row(0, count);
     rows.columns = n;
     apply_reflectors(rows);
