@@ -257,16 +257,14 @@ def svd(x: Any, *, k: int | None = None, accuracy: str = "normal") -> SVD:
     """
     rows = as_tensor(x)
     count = count_of_values(rows, k, accuracy)
-    out = _Outputs.empty(_batch(rows), count, vectors=True)
-    out.compute(_batch(rows), accuracy)
+    out, left, right = factorized(_batch(rows), count, accuracy)
     shape = rows.shape[:-2]
     _require_finite(out.methods, shape)
-    assert out.left is not None and out.right is not None
     restore = restore_kind(x)
     factors = (
-        out.left.reshape(*shape, rows.shape[-2], count),
-        out.values.to(out.left.dtype).reshape(*shape, count),
-        out.right.reshape(*shape, count, rows.shape[-1]),
+        left.reshape(*shape, rows.shape[-2], count),
+        out.values.to(left.dtype).reshape(*shape, count),
+        right.reshape(*shape, count, rows.shape[-1]),
     )
     result = SVD(*map(restore, factors))
     result.certificate = out.certificate(shape, restore)
@@ -274,7 +272,7 @@ def svd(x: Any, *, k: int | None = None, accuracy: str = "normal") -> SVD:
 
 
 @dataclass(frozen=True)
-class _Outputs:
+class SvdOutputs:
     """What the op writes."""
 
     values: Tensor
@@ -285,20 +283,22 @@ class _Outputs:
     methods: Tensor
 
     @classmethod
-    def empty(cls, x: Tensor, k: int, *, vectors: bool) -> _Outputs:
-        b, m, n = x.shape
+    def empty(
+        cls, x: Tensor, k: int, left: Tensor | None = None, right: Tensor | None = None
+    ) -> SvdOutputs:
+        """Room for the k largest values of every matrix of x [b, m, n]."""
         doubles = x.new_empty(0, dtype=torch.float64)
-        like = x.new_empty(0, dtype=factor_dtype(x))
         return cls(
-            values=doubles.new_empty(b, k),
-            left=like.new_empty(b, m, k) if vectors else None,
-            right=like.new_empty(b, k, n) if vectors else None,
-            bounds=doubles.new_empty(2, b, k),
-            checks=doubles.new_full((2, b), math.nan),
-            methods=x.new_zeros(b, dtype=torch.int8),
+            values=doubles.new_empty(len(x), k),
+            left=left,
+            right=right,
+            bounds=doubles.new_empty(2, len(x), k),
+            checks=doubles.new_full((2, len(x)), math.nan),
+            methods=x.new_zeros(len(x), dtype=torch.int8),
         )
 
     def compute(self, x: Tensor, accuracy: str) -> None:
+        """Runs the op."""
         if self.values.numel() == 0:
             return
         batched_svd_into(
@@ -313,10 +313,20 @@ class _Outputs:
         )
 
     def certificate(self, shape: torch.Size, restore: Callable[[Tensor], Any]) -> Certificate:
+        """What is known of them, in the shape and kind of the caller's array."""
         k = self.values.shape[1]
         lower, upper = (restore(bound.reshape(*shape, k)) for bound in self.bounds)
         residual, orthogonality = (restore(check.reshape(shape)) for check in self.checks)
         return Certificate(residual, orthogonality, lower, upper, self.methods)
+
+
+def factorized(x: Tensor, k: int, accuracy: str) -> tuple[SvdOutputs, Tensor, Tensor]:
+    """All that the op finds of matrices x [b, m, n], with left [b, m, k] and right [b, k, n]."""
+    (b, m, n), dtype = x.shape, factor_dtype(x)
+    left, right = x.new_empty((b, m, k), dtype=dtype), x.new_empty((b, k, n), dtype=dtype)
+    out = SvdOutputs.empty(x, k, left, right)
+    out.compute(x, accuracy)
+    return out, left, right
 
 
 def _sentence(methods: Tensor) -> str:
@@ -371,14 +381,14 @@ torch.library.define(
 
 @torch.library.impl("aniso::svdvals", "CompositeExplicitAutograd")
 def _svdvals(x: Tensor, k: int, accuracy: str) -> tuple[Tensor, Tensor, Tensor]:
-    out = _Outputs.empty(x, k, vectors=False)
+    out = SvdOutputs.empty(x, k)
     out.compute(x, accuracy)
     return out.values.to(factor_dtype(x)), out.bounds, out.methods
 
 
 @torch.library.register_fake("aniso::svdvals")  # type: ignore[untyped-decorator]
 def _svdvals_fake(x: Tensor, k: int, accuracy: str) -> tuple[Tensor, Tensor, Tensor]:
-    out = _Outputs.empty(x, k, vectors=False)
+    out = SvdOutputs.empty(x, k)
     return out.values.to(factor_dtype(x)), out.bounds, out.methods
 
 
@@ -388,12 +398,10 @@ def _keep_matrix(ctx: Any, inputs: tuple[Tensor, int, str], output: tuple[Tensor
 
 
 def _svdvals_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
-    """DA = U diag(dS) Vᵀ (Giles 2008)."""
+    """The gradient in A: U diag(dS) Vᵀ (Giles 2008)."""
     (x,) = ctx.saved_tensors
-    out = _Outputs.empty(x, grad.shape[1], vectors=True)
-    out.compute(x, ctx.accuracy)
-    assert out.left is not None and out.right is not None
-    return ((out.left * grad[:, None, :]) @ out.right).to(x.dtype), None, None
+    left, right = factorized(x, grad.shape[1], ctx.accuracy)[1:]
+    return ((left * grad[:, None, :]) @ right).to(x.dtype), None, None
 
 
 torch.library.register_autograd("aniso::svdvals", _svdvals_backward, setup_context=_keep_matrix)

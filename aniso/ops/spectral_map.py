@@ -13,7 +13,7 @@ from aniso import _native
 from aniso.errors import InputError
 from aniso.ops._arrays import as_tensor, check_matrices, restore_kind
 from aniso.ops.backend import Backend, register_chooser, select_backend
-from aniso.ops.batched_svd import batched_svd_into, factor_dtype
+from aniso.ops.batched_svd import factor_dtype, factorized
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,19 +239,14 @@ def _packed_rows(x: Tensor, mask: Tensor) -> int:
 
 
 def _decompose(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    (b, m, n), k = x.shape, min(x.shape[1:])
-    values = x.new_empty((b, k), dtype=torch.float64)
-    left, right = (x.new_empty(shape, dtype=factor_dtype(x)) for shape in ((b, m, k), (b, k, n)))
-    bounds, checks = values.new_empty(2, *values.shape), values.new_empty(2, len(x))
-    methods = x.new_zeros(len(x), dtype=torch.int8)
-    batched_svd_into(x, "normal", values, left, right, bounds, checks, methods)
-    bad = (methods < 0).nonzero()
+    out, left, right = factorized(x, min(x.shape[1:]), "normal")
+    bad = (out.methods < 0).nonzero()
     if len(bad):
         raise InputError(
             f"matrix {int(bad[0, 0])} of x has NaN or infinite values in a kept row; "
             "mask such rows out"
         )
-    return left, torch.where(bounds[0] > 0, values, 0.0), right
+    return left, torch.where(out.bounds[0] > 0, out.values, 0.0), right
 
 
 def _ignore(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
