@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from aniso.dumps import Part
+    from aniso.metrics import LayerMetrics
     from aniso.state import LayerState
 
 Source = str | os.PathLike[str] | Dump
@@ -159,12 +160,19 @@ def _pooled(work: dict[str, list[DumpLayer]]) -> list[str]:
 
 
 def report_of(
-    states: Mapping[str, LayerState], provenance: Mapping[str, Any], notes: Sequence[str] = ()
+    states: Mapping[str, LayerState],
+    provenance: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    layers: dict[str, LayerMetrics] | None = None,
 ) -> Report:
-    """The report on finished states; adds version and time to the provenance, and notes."""
+    """The report on finished states, by their own metrics or those that are given.
+
+    Adds version and time to the provenance, and notes.
+    """
     stamp = {"aniso": version("aniso"), "created": datetime.now(UTC).isoformat(timespec="seconds")}
     found = [note for name, state in states.items() for note in _notes(name, state)]
-    layers = {name: state.compute() for name, state in states.items()}
+    if layers is None:
+        layers = {name: state.compute() for name, state in states.items()}
     return Report(layers=layers, provenance={**stamp, **provenance}, notes=(*notes, *found))
 
 

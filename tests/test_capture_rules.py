@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from rows import about_origin, assert_moments, close
@@ -10,6 +12,9 @@ from torch import nn
 
 import aniso
 from aniso import reference
+from aniso._capture_run import capture_texts
+from aniso.cli import main
+from aniso.models import packaged_model
 from aniso.models.layer_sums import far_rows
 from aniso.models.memory import parse_bytes
 
@@ -279,3 +284,44 @@ def test_refusals_are_one_sentence(options, words):
     quiet = nn.Sequential(nn.ReLU(), nn.ReLU())
     with pytest.raises(aniso.InputError, match="width of 0 shows only when it runs"):
         aniso.capture(quiet, ["0"], memory="1GB")
+
+
+def test_the_command_line_reports_both_numbers_groups_and_sites(
+    minilm, demo_texts, tmp_path, capsys
+):
+    text = tmp_path / "texts.txt"
+    text.write_text("\n".join(demo_texts[:8]))
+    arguments = ["--model", str(packaged_model()), "--text", str(text), "--layers", "5"]
+    more = ["--sites", "residual,attention", "--max-norm-multiple", "1.05", "--groups", "position"]
+    more += ["--exclude-token-id", "1996", "--save", str(tmp_path / "dump"), "--memory", "1GB"]
+    with pytest.raises(SystemExit) as ended:
+        main(["capture", *arguments, *more, "--out", str(tmp_path / "out"), "--json"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.err.splitlines()[0])["memory"].startswith("states of 2 × ")
+    attention, block = json.loads(shown.out)["layers"]
+    assert (attention["site"], block["site"], block["layer"]) == ("attention", "residual", 5)
+    assert attention["name"] == "encoder.layer.4.attention.output.dense"
+    assert list(aniso.open_dump(tmp_path / "dump").layers) == [attention["name"], block["name"]]
+    assert block["counts"]["outlier_rows"] > 0 and block["counts"]["excluded_rows"] > 0
+    assert block["metrics_of_all"]["mean_cosine"] != block["metrics"]["mean_cosine"]
+    assert block["groups"]["by"] == "position" and -1 <= block["groups"]["within"] <= 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "With the rows that were left out" in page and "Left out by token id" in page
+    with pytest.raises(SystemExit) as ended:
+        main(["capture", *arguments, "--memory", "4MB", "--max-norm-multiple", "10"])
+    assert ended.value.code == 0
+    assert "memory: states of 1 × " in capsys.readouterr().err
+
+
+def test_the_command_line_bounds_what_a_sketch_has_not_seen(minilm, demo_texts):
+    options = {"layers": [5], "progress": False}
+    exact = capture_texts(minilm, demo_texts[:8], {}, **options)
+    sketched = capture_texts(minilm, demo_texts[:8], {}, memory="1MB", **options)
+    (name,) = exact.layers
+    found = sketched.facts[name]["sketch"]
+    assert found["size"] == 128 and "rankme" not in sketched.layers[name].metrics
+    for k in (1, 3, 10):
+        lower, upper = found[f"explained_variance_{k}"]
+        value = exact.layers[name].metrics[f"explained_variance_{k}"]
+        assert lower - 1e-6 <= value <= upper + 1e-6 and upper - lower < 0.2

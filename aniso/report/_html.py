@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ KEY_FIGURES = (
     "isoscore",
 )
 COUNTS = ("rows", "zero_rows", "nonfinite_rows", "masked_rows")
+LEFT_OUT_COUNTS = ("excluded_rows", "outlier_rows")
 NAME_WIDTH = 32
 FIRST_FACTS = ("sources", "source", "model", "layers", "rows", "aniso", "version", "date")
 
@@ -54,7 +56,8 @@ def render_html(report: Report) -> str:
         facts=_facts(report.provenance),
         notes=[*report.notes, *row_notes(report.layers)],
         main=_rows(report.layers, [key for key in KEY_FIGURES if key in keys], ["rows"]),
-        full=_rows(report.layers, keys, ["dim", *COUNTS]),
+        full=_rows(report.layers, keys, ["dim", *counts_of(report.layers)]),
+        whole=_rows_of_all(report.layers),
         plots=draw_plots(report.layers) if report.layers else [],
         glossary=list(METRICS.values()),
         explained=set(METRICS),
@@ -78,6 +81,30 @@ def _rows(layers: Layers, keys: list[str], counts: list[str]) -> dict[str, Any]:
     short = short_names(list(layers), NAME_WIDTH)
     rows = zip(layers, short, zip(*cells, strict=True), strict=True)
     return {"keys": counts + keys, "layers": list(rows)}
+
+
+def _rows_of_all(layers: Layers) -> dict[str, Any] | None:
+    """Return the key figures with the rows that a capture left out; None where none were."""
+    whole = {
+        name: replace(layer, metrics=layer.metrics_of_all, counts=_counts_of_all(layer))
+        for name, layer in layers.items()
+        if layer.metrics_of_all is not None
+    }
+    if not any(layer.counts.get(key, 0) for layer in layers.values() for key in LEFT_OUT_COUNTS):
+        return None
+    present = {key for layer in whole.values() for key in layer.metrics}
+    return _rows(whole, [key for key in KEY_FIGURES if key in present], ["rows"])
+
+
+def _counts_of_all(layer: LayerMetrics) -> dict[str, int]:
+    left_out = sum(layer.counts.get(key, 0) for key in LEFT_OUT_COUNTS)
+    return {"rows": layer.counts["rows"] + left_out}
+
+
+def counts_of(layers: Layers) -> list[str]:
+    """Return the counts that layers have: those of rows left out only where a rule was given."""
+    more = [key for key in LEFT_OUT_COUNTS if any(key in m.counts for m in layers.values())]
+    return [*COUNTS, *more]
 
 
 def _counted(layer: LayerMetrics, key: str) -> int:

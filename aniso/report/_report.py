@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +26,22 @@ class Report:
         layers: Module path to metrics, in order of execution, the embedding layer first.
         provenance: What was analysed, by which versions, when. Values need not be JSON types.
         notes: Sentences the reader has to know before believing a number.
+        facts: What `results.json` says of a layer besides: its site, its groups.
     """
 
     layers: dict[str, LayerMetrics]
     provenance: dict[str, Any]
     notes: tuple[str, ...] = ()
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def results(self) -> dict[str, Any]:
         """Return what `results.json` holds: JSON types only, an undefined number is None."""
         return {
             "schema": SCHEMA,
-            "layers": [_layer_entry(name, layer) for name, layer in self.layers.items()],
+            "layers": [
+                _layer_entry(name, layer) | plain(self.facts.get(name, {}))
+                for name, layer in self.layers.items()
+            ],
             "provenance": plain(self.provenance),
         }
 
@@ -128,4 +133,6 @@ def _layer_entry(name: str, layer: LayerMetrics) -> dict[str, Any]:
     }
     if layer.resolution_floor is not None:
         entry["resolution_floor"] = plain(layer.resolution_floor)
+    if layer.metrics_of_all is not None:
+        entry["metrics_of_all"] = plain(layer.metrics_of_all)
     return entry

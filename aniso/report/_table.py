@@ -99,6 +99,7 @@ def _outer(heading: str, values: list[str]) -> int:
 
 def _footer(layers: Mapping[str, LayerMetrics]) -> str:
     words = {"nonfinite_rows": "not finite (skipped)", "zero_rows": "zero", "masked_rows": "masked"}
+    words |= {"excluded_rows": "left out by token id", "outlier_rows": "left out by norm"}
     totals = {key: total(layers, key) for key in words}
     parts = [f"{number:,} {words[key]}" for key, number in totals.items() if number]
     return f"Rows over all layers: {', '.join(parts)}." if parts else ""
