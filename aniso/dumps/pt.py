@@ -65,6 +65,8 @@ def _is_plain(key: Any, value: Any) -> bool:
         and value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized
+        # Rows that share their memory would take any amount of it when they are copied.
+        and value.nbytes <= value.untyped_storage().nbytes()
     )
 
 
