@@ -27,6 +27,7 @@ _BATCH_ROWS = 1 << 12
 _BUFFER_BYTES = 1 << 20
 # Rows that are all alike pack well; beyond this the number is damaged.
 _ROWS_PER_BYTE = 1000
+_ALIKE_BYTES = 1 << 24
 _FILE_MAGIC = b"ARROW1"
 _DTYPES = {
     "double": torch.float64,
@@ -203,6 +204,12 @@ def _part(
     dtype = _DTYPES.get(name)
     if name == "uint16" and read_sidecar(path).dtype == torch.bfloat16:
         dtype = torch.bfloat16
+    size = path.stat().st_size
+    if not 0 <= table.rows * (width or 0) <= max(_ALIKE_BYTES, _ROWS_PER_BYTE * size):
+        raise InputError(
+            f"{path}, column {field.name!r}, states {table.rows:,} rows of {width:,} values in "
+            f"{size:,} bytes; write it again"
+        )
     shape = (table.rows,) if width is None else (table.rows, width)
     column = _Column(path, table, field.name, width or 0, dtype, errors)
     return Part(field.name, path, field.name, shape, dtype, str(field.type), column.read)
