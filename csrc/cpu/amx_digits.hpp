@@ -232,7 +232,7 @@ struct TileConfig {
 class TileSession {
  public:
   TileSession() {
-    // A constant: GCC 12 does not see that the instruction reads all of it, and may write it later.
+    // Static: GCC's intrinsic names 8 bytes of it as read, and stores of the others may go.
     alignas(64) static constexpr TileConfig config;
     _tile_loadconfig(&config);
   }
