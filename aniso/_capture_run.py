@@ -6,7 +6,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from aniso._analyze import report_of, write_results
+from aniso._distributions import RowSampler
 from aniso._files import writable_folder
+from aniso.dumps import DumpWriter
 from aniso.errors import InputError
 from aniso.models import TextModel, attach, capture, run_texts
 from aniso.ops import select_backend
@@ -59,8 +61,9 @@ def capture_texts(
         exclude_special_tokens=exclude_special_tokens,
         tokenizer=loaded.tokenizer,
         gram=gram,
-        save=save,
     )
+    sampler = RowSampler(then=None if save is None else DumpWriter(save, run.layers))
+    run.write_to(sampler)
     folder = None if out is None else writable_folder(out)
     with ExitStack() as stack:
         # Hooks run in the order of their registration: transforms first, then the capture.
@@ -83,7 +86,8 @@ def capture_texts(
     if decays:
         facts["soft_decay"] = ", ".join(f"{layer}={alpha:g}" for layer, alpha in decays.items())
     note = f"{cut:,} of {len(texts):,} texts were cut to {loaded.max_length} tokens"
-    report = report_of(states, {**provenance, **facts}, [note] if cut else [])
+    drawn = sampler.distributions(states)
+    report = report_of(states, {**provenance, **facts}, [note] if cut else [], drawn)
     if folder is not None:
         write_results(report, states, folder)
     return report

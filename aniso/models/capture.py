@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from aniso._names import Selection
+    from aniso.dumps import RowWriter
     from aniso.metrics import LayerMetrics
 
 
@@ -38,14 +39,18 @@ class Capture:
         self.layers = tuple(point.name for point in points)
         self.states: dict[str, LayerState] = {}
         self._points, self._tokens, self._model, self._gram = points, tokens, model, gram
-        self._writer: DumpWriter | None = None
+        self._writer: RowWriter | None = None
         self._handles: list[Any] = []
         self._calls = self._completed = 0
         self._fold = self._read
 
     def save_to(self, folder: str | Path) -> None:
         """Also writes every captured row to a dump in this folder."""
-        self._writer = DumpWriter(folder, self.layers)
+        self.write_to(DumpWriter(folder, self.layers))
+
+    def write_to(self, writer: RowWriter) -> None:
+        """Also hands every captured row to a writer."""
+        self._writer = writer
 
     def compute(self) -> dict[str, LayerMetrics]:
         """Metrics of every layer, by name, in order of execution.
