@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aniso._analyze import report_of, write_results
+from aniso._distributions import RowSampler
 from aniso._files import writable_folder
+from aniso.dumps import DumpWriter
 from aniso.errors import InputError
 from aniso.models import TextModel, attach, capture, run_texts
 from aniso.ops import select_backend
@@ -81,8 +83,9 @@ def capture_texts(
         gram=gram,
         groups=groups,
         memory=memory,
-        save=save,
     )
+    sampler = RowSampler(then=None if save is None else DumpWriter(save, run.layers))
+    run.write_to(sampler)
     folder = None if out is None else writable_folder(out)
     announce(str(run.memory))
     with ExitStack() as stack:
@@ -107,9 +110,9 @@ def capture_texts(
     if decays:
         facts["soft_decay"] = ", ".join(f"{layer}={alpha:g}" for layer, alpha in decays.items())
     note = f"{cut:,} of {len(texts):,} texts were cut to {loaded.max_length} tokens"
-    computed = run.compute()
+    computed, drawn = run.compute(), sampler.distributions(states)
     notes = [*([note] if cut else []), *_left_out_notes(computed)]
-    report = report_of(states, {**provenance, **facts}, notes, computed)
+    report = report_of(states, {**provenance, **facts}, notes, drawn, computed)
     report = replace(report, facts=_facts(run, states, groups))
     if folder is not None:
         write_results(report, states, folder)
@@ -139,9 +142,8 @@ def _facts(
 ) -> dict[str, dict[str, Any]]:
     """What results.json says of every layer besides its metrics."""
     facts = {point.name: point.facts() for point in run.points}
-    for name, cosine in (run.group_cosine() if groups else {}).items():
-        keys = ("within", "within_mean", "between", "groups")
-        facts[name]["groups"] = {"by": groups, **{key: getattr(cosine, key) for key in keys}}
+    if groups is not None:
+        facts = {name: {**found, "grouped_by": groups} for name, found in facts.items()}
     for name, sketch in run.sketches.items():
         facts[name]["sketch"] = _sketch_facts(sketch, states[name])
     return facts

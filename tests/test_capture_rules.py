@@ -305,7 +305,7 @@ def test_the_command_line_reports_both_numbers_groups_and_sites(
     assert list(aniso.open_dump(tmp_path / "dump").layers) == [attention["name"], block["name"]]
     assert block["counts"]["outlier_rows"] > 0 and block["counts"]["excluded_rows"] > 0
     assert block["metrics_of_all"]["mean_cosine"] != block["metrics"]["mean_cosine"]
-    assert block["groups"]["by"] == "position" and -1 <= block["groups"]["within"] <= 1
+    assert block["grouped_by"] == "position" and -1 <= block["groups"]["within"] <= 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert "With the rows that were left out" in page and "Left out by token id" in page
     with pytest.raises(SystemExit) as ended:

@@ -231,6 +231,7 @@ def test_importing_the_package_loads_no_torch():
         "aniso.state.sequence_state",
         "aniso.state.sketch_state",
         "aniso.integrations.sklearn",
+        "aniso.integrations.torchmetrics",
         "aniso.ops.spectral_map",
         "aniso.transform",
     ],

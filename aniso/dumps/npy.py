@@ -60,7 +60,7 @@ def npy_parts(path: Path) -> list[Part]:
     dim = shape[1] if len(shape) > 1 else 0
     extent = Extent(path, offset, dim, dtype or torch.uint8, swapped=stored.byteorder == _FOREIGN)
     read = partial(_read_columns, extent, shape[0]) if in_columns and dim else extent.read
-    return [Part(path.stem, path, "", shape, dtype, str(stored), read)]
+    return [Part(path.stem, path, "", shape, dtype, str(stored), read, single_rows=True)]
 
 
 def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:

@@ -86,4 +86,5 @@ def _part(path: Path, key: str, tensor: Tensor) -> Part:
         return tensor[start:stop].detach().clone(memory_format=torch.contiguous_format)
 
     name = str(tensor.dtype).removeprefix("torch.")
-    return Part(key or path.stem, path, key, tuple(tensor.shape), tensor.dtype, name, read)
+    shape = tuple(tensor.shape)
+    return Part(key or path.stem, path, key, shape, tensor.dtype, name, read, single_rows=True)

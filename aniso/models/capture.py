@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from aniso._names import Selection
+    from aniso.dumps import RowWriter
     from aniso.metrics import GroupCosine, LayerMetrics
     from aniso.models.sites import HookPoint
     from aniso.state import LayerState, SketchState
@@ -49,7 +50,7 @@ class Capture:
         self.points, self.memory = points, memory
         self._model, self._tokens, self._groups = model, tokens, groups
         self._sums: dict[str, list[LayerSums]] = {point.name: [] for point in points}
-        self._writer: DumpWriter | None = None
+        self._writer: RowWriter | None = None
         self._handles: list[Any] = []
         # Calls begun and completed: tensors, because compiled code that reads a number of Python
         # is compiled again when it changes.
@@ -61,7 +62,11 @@ class Capture:
 
     def save_to(self, folder: str | Path) -> None:
         """Also writes every captured row to a dump in this folder."""
-        self._writer = DumpWriter(folder, self.layers)
+        self.write_to(DumpWriter(folder, self.layers))
+
+    def write_to(self, writer: RowWriter) -> None:
+        """Also hands every captured row to a writer."""
+        self._writer = writer
 
     @property
     def states(self) -> dict[str, LayerState]:
