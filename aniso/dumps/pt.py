@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ def pt_parts(path: Path) -> list[Part]:
     # What the unpickler meets in a damaged file is anything at all.
     except (
         UnpicklingError,
+        struct.error,
         RuntimeError,
         OSError,
         EOFError,

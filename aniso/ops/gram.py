@@ -60,6 +60,7 @@ def _gram(
     sums = (raw, unit, totals, noise)
     if backend.name.startswith("cpu-"):
         threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
+        x, mask = _compacted(x, mask)
         _native.gram_cpu(unit_columns(x), mask, pilot, *sums, threads=threads, isa=isa)
     elif backend.name == "triton":
         with device_of(x):
@@ -83,6 +84,13 @@ def _gram_fake(
 
 def _add_product(about: Tensor, which: int, gram: Tensor) -> None:
     gram.addmm_(about.T, about)
+
+
+def _compacted(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The kept rows alone where many are masked: the kernels multiply masked rows as zeros."""
+    if mask is None or int(mask.sum()) > 15 * len(x) // 16:
+        return x, mask
+    return x[mask], None
 
 
 def _add_blocks(
@@ -183,7 +191,8 @@ def pilot_of(x: Tensor, mask: Tensor | None) -> Tensor:
     """
     first = x[:_PILOT_ROWS]
     moments = row_moments(first, mask=None if mask is None else mask[:_PILOT_ROWS])
-    counts = moments.sums.new_tensor([[max(1, moments.rows)], [max(1, moments.directions)]])
+    rows, zero = moments.counts[:2]
+    counts = torch.stack([rows, rows - zero]).clamp(min=1)[:, None]
     pilot: Tensor = (moments.sums[:2] / counts).float().double()
     if x.dtype in (torch.float16, torch.bfloat16):
         pilot[0] = pilot[0].to(x.dtype).nan_to_num(0.0, 0.0, 0.0)
