@@ -153,20 +153,19 @@ def shared_cli():
 class Watched(Dump):
     """A dump that notes which blocks are read, and interrupts its reader once.
 
-    Rows read one by one are the sample of the distribution.
+    Rows read one by one, the sample of the distribution, are in `sampled`.
     """
 
     def __init__(self, path, interrupt_at=None):
         whole = open_dump(path)
         parts = [p for layer in whole.layers for p in whole[layer].parts]
-        self.reads = []
+        self.reads, self.sampled = [], []
         super().__init__(whole.path, [replace(p, read=self._watch(p)) for p in parts])
         self._interrupt_at = interrupt_at
 
     def _watch(self, part):
         def read(start, stop, scratch=None):
-            if stop - start > 1:
-                self.reads.append((part.layer, start, stop))
+            (self.reads if stop - start > 1 else self.sampled).append((part.layer, start, stop))
             if len(self.reads) == self._interrupt_at:
                 os.kill(os.getpid(), signal.SIGINT)
             return part.read(start, stop, scratch)

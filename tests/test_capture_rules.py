@@ -308,6 +308,7 @@ def test_the_command_line_reports_both_numbers_groups_and_sites(
     assert block["grouped_by"] == "position" and -1 <= block["groups"]["within"] <= 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert "With the rows that were left out" in page and "Left out by token id" in page
+    assert "A group is all rows of one position in the text." in page
     with pytest.raises(SystemExit) as ended:
         main(["capture", *arguments, "--memory", "4MB", "--max-norm-multiple", "10"])
     assert ended.value.code == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -148,6 +150,9 @@ def test_group_tables_come_from_states_with_groups(tmp_path):
     assert (found["groups"], found["rows"]) == (7, 200)
     assert found["within"] == pytest.approx(direct.within, rel=1e-9)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Mean cosine within and between groups" in page
-    assert f"<td>{direct.within:.3f}" in page and f"<td>{direct.between:.3f}" in page
+    assert "Mean cosine within and between groups" in page and "all rows of one group id" in page
+    table = page[page.index("all rows of one group id") :]
+    cells = [float(cell) for cell in re.findall(r"<td>(-?[\d.]+)</td>", table)[:7]]
+    expected = [7, 200, 0, direct.within, direct.within_mean, direct.between]
+    assert cells[:6] == pytest.approx(expected, abs=5e-4)
     assert "within and between groups" not in Report({"a": state.compute()}, {}).to_html()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import (
 import aniso
 from aniso.cli import main
 from aniso.experiments import query_key
+from aniso.experiments._plot import Line, Panel, draw, layer_labels
 from aniso.experiments.query_key import HeadState
 from aniso.models import TextModel
 from aniso.models.attention_heads import attention_heads
@@ -126,6 +128,24 @@ def test_the_command_prints_and_writes(tmp_path, minilm, capsys):
     assert ElementTree.parse(tmp_path / "o" / "query-key.svg").getroot().tag.endswith("svg")
     code, shown = command("--json")
     assert code == 0 and len(json.loads(shown.out)["models"][0]["layers"]) == 6
+
+
+def test_the_axis_over_layers_has_their_names():
+    names = [f"encoder.layer.{i}.attention.self" for i in range(3)]
+    label, ticks = layer_labels({"one": dict.fromkeys(names), "other": dict.fromkeys(names)})
+    assert label == "layer (encoder.layer.*.attention.self)" and ticks == ["0", "1", "2"]
+    assert layer_labels({"one": {"a": 0}, "other": {"b": 0}}) == ("position of the layer", [])
+    assert layer_labels({})[1] == []
+
+
+def test_a_logarithmic_axis_shows_small_and_large_values_apart():
+    lines = [Line("m", range(4), [1e-3, 1e-2, 1.0, 100.0])]
+    svg = draw([Panel("title", "layer", lines, list("abcd"), "y", "variance")])
+    (curve,) = (d for d in re.findall(r' d="([^"z]+)" clip-path', svg) if d.count("L") == 3)
+    y = [float(height) for height in re.findall(r"[\d.]+ ([\d.]+)", curve)]
+    assert y[0] - y[1] == pytest.approx((y[1] - y[2]) / 2, rel=1e-3) and y[2] > y[3]
+    texts = "".join(ElementTree.fromstring(svg).itertext())
+    assert all(word in texts for word in ("variance", "layer", "title"))
 
 
 def test_refusals_are_one_sentence(minilm):

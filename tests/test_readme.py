@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import click
 import pytest
 import torch
 from dump_helpers import rows, write_shard
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import aniso
 from aniso.cli import cli
@@ -38,27 +40,69 @@ COMMANDS = sorted(
 
 
 class LensModel:
-    """What the guide calls of TransformerLens, by the names it has there."""
+    """A small model by the calls that the guide makes of TransformerLens, with its hook names."""
+
+    def __init__(self, model):
+        self._model = model
 
     def run_with_cache(self, tokens, names_filter):
-        names = [
-            f"blocks.{i}.{hook}" for i in (0, 1) for hook in ("hook_resid_pre", "hook_resid_post")
-        ]
-        cache = {n: torch.randn(*tokens.shape, 16) for n in names if names_filter(n)}
-        return torch.zeros(*tokens.shape, 50), cache
+        cache = {}
+
+        def keep(name, value):
+            if names_filter(name):
+                cache[name] = value
+
+        with ExitStack() as hooks:
+            for i, block in enumerate(self._model.transformer.h):
+                pre, post = (f"blocks.{i}.hook_resid_{side}" for side in ("pre", "post"))
+                before = block.register_forward_pre_hook(lambda _, args, n=pre: keep(n, args[0]))
+                after = block.register_forward_hook(lambda _, args, out, n=post: keep(n, out))
+                hooks.callback(before.remove)
+                hooks.callback(after.remove)
+            logits = self._model(tokens).logits
+        return logits, cache
+
+
+class Traced(torch.Tensor):
+    """What a module gave in a trace."""
+
+    def save(self):
+        return self.as_subclass(torch.Tensor)
 
 
 class NnModel:
-    """What the guide calls of nnsight: a trace, and modules whose outputs can be saved."""
+    """A small model by the calls that the guide makes of nnsight: what modules give, by path."""
 
-    def __init__(self):
-        hidden = SimpleNamespace(save=lambda: torch.randn(1, 6, 16))
-        block = SimpleNamespace(output=(hidden,))
-        self.transformer = SimpleNamespace(h=[block, block])
+    def __init__(self, model):
+        self._model = model
+        self.transformer = SimpleNamespace(h=[SimpleNamespace() for _ in model.transformer.h])
 
     @contextmanager
     def trace(self, prompt):
-        yield
+        with ExitStack() as hooks:
+            for block, envoy in zip(self._model.transformer.h, self.transformer.h, strict=True):
+                hook = block.register_forward_hook(
+                    lambda _, args, out, e=envoy: setattr(e, "output", out.as_subclass(Traced))
+                )
+                hooks.callback(hook.remove)
+            self._model(byte_tokens(prompt))
+            yield
+
+
+def byte_tokens(prompt):
+    return torch.tensor([list(prompt.encode())])
+
+
+def small_gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=256, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    return GPT2LMHeadModel(config).eval()
+
+
+def captured(model, tokens):
+    with torch.no_grad(), aniso.capture(model, "transformer.h.*") as run:
+        model(tokens)
+    return run.compute().values()
 
 
 @pytest.fixture
@@ -76,15 +120,16 @@ def session(minilm, tmp_path, monkeypatch):
     batch = minilm.tokenizer(
         ["A sentence.", "Another one, longer."], padding=True, return_tensors="pt"
     )
-    mine = torch.randn(200, 16)
+    mine, gpt2 = torch.randn(200, 16), small_gpt2()
     return {
         "a": mine,
         "b": mine + torch.randn(200, 16),
         "model": minilm.model,
         "batch": batch,
-        "lens_model": LensModel(),
-        "nn_model": NnModel(),
-        "tokens": torch.zeros(2, 5, dtype=torch.int64),
+        "gpt2": gpt2,
+        "lens_model": LensModel(gpt2),
+        "nn_model": NnModel(gpt2),
+        "tokens": torch.arange(10).reshape(2, 5),
     }
 
 
@@ -98,6 +143,18 @@ def test_every_python_block_runs(name, session):
     if name == "docs/integrations.md":
         assert list(session["states"]) == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
         assert session["report"].layers and session["metric"].layer_state().moments.rows == 600
+        assert_as_captured(session)
+
+
+def assert_as_captured(session):
+    """What TransformerLens and nnsight hand out is what a capture of the same model reads."""
+    live = captured(session["gpt2"], session["tokens"])
+    for state, layer in zip(session["states"].values(), live, strict=True):
+        assert state.compute().metrics == pytest.approx(layer.metrics, rel=1e-9, nan_ok=True)
+    *_, last = captured(session["gpt2"], byte_tokens("The sky is blue."))
+    assert session["state_of_trace"].compute().metrics == pytest.approx(
+        last.metrics, rel=1e-9, nan_ok=True
+    )
 
 
 def test_the_blocks_are_found():
@@ -129,6 +186,18 @@ def test_pages_made_from_the_code_are_up_to_date():
         assert TEXTS[f"docs/{name}"] == text, f"{name} is old: run python docs/generate.py"
     for name in aniso.__all__:
         assert f"\n## {name}\n" in TEXTS["docs/api.md"]
+
+
+def test_figures_of_the_readme_are_measured_ones():
+    found = json.loads((ROOT / "benches/results/cpu-2-cores-avx512.json").read_text())
+    measured = {
+        (run["commit"], f"{ratio:.1f}") for run in found["runs"] for ratio in run["ratio"].values()
+    }
+    quoted = re.findall(r"\| ([\d.]+) × \| (\w{7}) \|", TEXTS["README.md"])
+    assert len(quoted) == 4
+    assert {(commit, ratio) for ratio, commit in quoted} <= measured
+    assert "wo cores of a shared server with AVX-512 and AMX" in TEXTS["README.md"]
+    assert found["machine"].endswith("cores of a shared server with AVX-512 and AMX")
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from aniso.metrics import METRICS, LayerMetrics, cosine_histogram
 from aniso.report import Report
+from aniso.report._palette import variables
 
 HOSTILE = '<script>alert("x")</script> $x^2$ & \x00 [bold]'
 PLOTS = ["level", "spread", "spectra", "ranks", "parts", "rogue"]
@@ -200,6 +202,39 @@ def test_no_stand_in_colour_reaches_the_page():
             re.findall(r"--[\w-]+(?=:)", scheme)
         )
     assert len(re.findall(r":root \{ --ink", html)) == 2
+
+
+def luminance(color):
+    """Relative luminance of #rrggbb as WCAG 2 defines it."""
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_of_known_pairs():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_can_be_read_on_its_background(dark):
+    """WCAG AA: 4.5:1 for text, 3:1 for curves."""
+    css = files("aniso.report").joinpath("report.css").read_text(encoding="utf-8")
+    light_papers, dark_papers = re.findall(r":root \{([^}]*--paper[^}]*)\}", css)
+    papers = dict(re.findall(r"--(paper|soft|note): *(#\w{6})", (light_papers, dark_papers)[dark]))
+    colors = dict(re.findall(r"--(\w+):(#\w{6})", variables(dark)))
+    assert len(papers) == 3
+    for name, paper in papers.items():
+        for text in ("ink", "muted"):
+            assert contrast(colors[text], paper) >= 4.5, (text, name)
+    assert contrast(colors["c1"], papers["paper"]) >= 4.5, "the mark, and links under the pointer"
+    for curve in ("c2", "c3"):
+        assert contrast(colors[curve], papers["paper"]) >= 3, curve
 
 
 def test_hostile_names_are_text():

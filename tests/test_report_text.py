@@ -12,6 +12,7 @@ import pytest
 from dump_helpers import rows, shared_cli, strict_json, write_shard
 
 import aniso
+from aniso.cli._show import show_report
 from aniso.metrics import METRICS, LayerMetrics
 from aniso.report import Report
 
@@ -145,3 +146,29 @@ def test_what_is_no_state_gets_one_sentence(analysed, arguments, sentence):
     done = cli.run("report", *arguments.split(), cwd=folder)
     assert done.code == 2 and re.fullmatch(r"aniso: [^\n]+\n", done.err), done.err
     assert re.search(sentence, done.err)
+
+
+@pytest.mark.parametrize("name", ["TERM", "LANG", "encoding"])
+def test_only_ascii_where_only_ascii_is_shown(monkeypatch, name):
+    for key in ("LC_ALL", "LANG", "TERM", "NO_COLOR"):
+        monkeypatch.delenv(key, raising=False)
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii" if name == "encoding" else "utf-8")
+    if name != "encoding":
+        monkeypatch.setenv(name, {"TERM": "dumb", "LANG": "C"}[name])
+    monkeypatch.setattr("sys.stdout", stream)
+    report = Report(stack(0.1, 0.2, 0.3, 0.6), {}, notes=("σ of layer é",))
+    show_report(report, None, json_lines=False)
+    stream.flush()
+    text = stream.buffer.getvalue().decode("ascii")
+    assert "mean_cosine" in text and "Note: sigma of layer ?" in text and "#" in text
+
+
+def test_full_text_where_it_is_shown(monkeypatch):
+    for key in ("LC_ALL", "TERM", "NO_COLOR"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr("sys.stdout", stream)
+    show_report(Report(stack(0.1, 0.2, 0.3, 0.6), {}), None, json_lines=False)
+    stream.flush()
+    assert "█" in stream.buffer.getvalue().decode()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +19,42 @@ if TYPE_CHECKING:
     from aniso.report import Report
 
 
+# What tables and sentences use beside ASCII, and what stands for it where only ASCII is shown.
+_ASCII = str.maketrans(
+    dict(zip("▁▂▃▄▅▆▇█", "_.-:=+*#", strict=True))
+    | {"₁": "1", "–": "-", "−": "-", "…": "...", "×": "x", "±": "+-", "→": "->", "Δ": "change "}
+    | {"σ": "sigma", "α": "alpha", "‖": "|", "√": "sqrt", "≤": "<=", "≥": ">=", "·": "*"}
+)
+
+
+class _AsciiStream:
+    """A text stream that is written ASCII only."""
+
+    encoding = "ascii"
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        plain = text.translate(_ASCII).encode("ascii", "replace").decode()
+        return int(self._stream.write(plain))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def terminal() -> Console:
+    """Where tables are printed; in ASCII for dumb terminals, the C locale and old encodings."""
+    from rich.console import Console
+
+    # Python itself sets LC_CTYPE in the C locale.
+    locale = os.environ.get("LC_ALL") or os.environ.get("LANG")
+    plain = os.environ.get("TERM") == "dumb" or locale in ("C", "POSIX")
+    plain = plain or not (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    stream: Any = _AsciiStream(sys.stdout) if plain else None
+    return Console(file=stream)
+
+
 def progress_mode(json_lines: bool) -> ProgressMode:
     """The progress that belongs to the output form."""
     return "json" if json_lines else True
@@ -27,9 +65,7 @@ def show_report(report: Report, folder: Path | None, json_lines: bool) -> None:
     if json_lines:
         click.echo(json.dumps(report.results(), allow_nan=False))
         return
-    from rich.console import Console
-
-    console = Console()
+    console = terminal()
     show_lines(console, report.table(console.width), report.trends(console.width))
     show_lines(console, report.summary(), *(f"Note: {note}" for note in report.notes))
     if folder is not None:

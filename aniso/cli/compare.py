@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aniso.cli._show import progress_mode, show_files, show_lines
+from aniso.cli._show import progress_mode, show_files, show_lines, terminal
 
 if TYPE_CHECKING:
     from aniso.report import ComparisonReport
@@ -65,9 +65,7 @@ def _print(report: ComparisonReport, out: Path | None, json_lines: bool) -> None
     if json_lines:
         click.echo(json.dumps(report.results(), allow_nan=False))
         return
-    from rich.console import Console
-
-    console = Console()
+    console = terminal()
     show_lines(console, report.table(console.width), *(f"Note: {note}" for note in report.notes))
     if out is not None:
         show_files(out, ("comparison.html", "comparison.json"))

@@ -33,6 +33,7 @@ def command(out: Path, json_lines: bool) -> None:
         read_texts(_TEXT),
         {"model": "all-MiniLM-L6-v2", "text": "sample sentences of aniso"},
         out=out,
+        groups="token_ids",
         progress=progress_mode(json_lines),
     )
     show_report(report, out, json_lines)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from aniso.cli._show import progress_mode
+from aniso.cli._show import progress_mode, terminal
 
 
 @click.group(name="experiment", short_help="Repeat a published experiment.")
@@ -269,8 +269,6 @@ def _show(report: Any, folder: Path | None, json_lines: bool) -> None:
     if json_lines:
         click.echo(json.dumps(report.results(), allow_nan=False))
         return
-    from rich.console import Console
-
-    Console().print(report.table())
+    terminal().print(report.table())
     for path in paths:
         click.echo(f"{path.name}: {path.resolve()}")

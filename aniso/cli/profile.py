@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aniso.cli._show import terminal
+
 if TYPE_CHECKING:
     from aniso.profile import Change, ProfileReport
 
@@ -87,9 +89,7 @@ def _print(report: ProfileReport, found: tuple[Change, ...], as_json: bool) -> N
                 entry |= {"verdict": change.verdict, "faster": change.ratio}
         click.echo(json.dumps(results, allow_nan=False))
         return
-    from rich.console import Console
-
-    console = Console()
+    console = terminal()
     console.print(report.headline(), highlight=False, markup=False)
     console.print(report.table(console.width, found))
     for note in report.notes:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aniso.errors import InputError
+from aniso.report._labels import axis_labels, shared_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_MOST_NAMES = 16
 _STYLES = {"paper": "-", "continuous": "--"}
 
 
@@ -28,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: the lines, what the axes show, marks on x, logarithmic axes ("x", "xy")."""
+    """One pair of axes: the lines, what the axes show, names on x, logarithmic axes ("x", "xy")."""
 
     title: str
     x: str
@@ -83,15 +86,37 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
         marks = {"marker": "o" if line.dots else "", "ms": 3, "ls": line.style}
         axes.plot(line.x, line.y, color=line.color, label=line.label or "_", **marks)
     if panel.ticks:
-        axes.set_xticks(range(len(panel.ticks)), panel.ticks, rotation=30, ha="right")
-    # The linear part holds 0 and what lies below 1.
+        places = range(0, len(panel.ticks), 1 + (len(panel.ticks) - 1) // _MOST_NAMES)
+        names = [panel.ticks[place] for place in places]
+        axes.set_xticks(places, names, rotation=45, ha="right", fontsize=8)
     for axis, scale in (("x", axes.set_xscale), ("y", axes.set_yscale)):
         if axis in panel.log:
-            scale("symlog", linthresh=1)
+            _set_log(scale, [value for line in panel.lines for value in getattr(line, axis)])
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
     axes.grid(alpha=0.3)
+
+
+def layer_labels(models: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """What an axis over the layers of models is called, and their short names.
+
+    There are no names where the models' layers differ: positions stand for themselves.
+    """
+    if len(set(map(tuple, models.values()))) != 1:
+        return "position of the layer", []
+    names = list(next(iter(models.values())))
+    prefix, suffix = shared_path(names)
+    return f"layer ({prefix}*{suffix})" if prefix + suffix else "layer", axis_labels(names)
+
+
+def _set_log(scale: Any, values: Sequence[float]) -> None:
+    """Makes an axis logarithmic; around 0, where values reach it, linear up to 1."""
+    known = [value for value in values if not math.isnan(value)]
+    if known and min(known) > 0:
+        scale("log")
+    else:
+        scale("symlog", linthresh=1)
 
 
 def by_layer(values: Mapping[str, Mapping[str, float]], label: str) -> str:
@@ -117,4 +142,5 @@ def by_layer(values: Mapping[str, Mapping[str, float]], label: str) -> str:
         heights = [values[name][method] for name in names]
         style = _STYLES.get(mode, "-")
         lines.append(Line(method, range(len(names)), heights, color, style))
-    return draw([Panel("", "", lines, ticks=names, y=label)])
+    path, ticks = layer_labels({"": values})
+    return draw([Panel("", path, lines, ticks, y=label)])

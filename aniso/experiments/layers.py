@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aniso.errors import InputError
 from aniso.experiments._output import number, plain_table, save_results
-from aniso.experiments._plot import Line, Panel, draw, shade
+from aniso.experiments._plot import Line, Panel, draw, layer_labels, shade
 from aniso.models import TextModel, capture, run_inputs, run_texts
 from aniso.progress import Progress, ProgressMode
 
@@ -71,16 +71,23 @@ class LayersReport:
         return save_results(folder, "layers", self.results(), self._svg)
 
     def _svg(self) -> str:
-        titles = {"mean_cosine": "mean cosine", "relative_drift": "drift / mean norm"}
-        return draw([self._panel(key, title) for key, title in titles.items()])
+        axes = {
+            "mean_cosine": ("mean cosine of all pairs of tokens", "cosine"),
+            "relative_drift": ("drift", "share of the mean norm"),
+        }
+        return draw([self._panel(key, *words) for key, words in axes.items()])
 
-    def _panel(self, key: str, title: str) -> Panel:
+    def _panel(self, key: str, title: str, y_label: str) -> Panel:
+        """By layer; by relative depth where models have different layers."""
+        path, names = layer_labels(self.models)
         lines = []
         for i, (model, layers) in enumerate(self.models.items()):
-            depth = [at / max(1, len(layers) - 1) for at in range(len(layers))]
+            last = 1 if names else max(1, len(layers) - 1)
+            places = [at / last for at in range(len(layers))]
             heights = [found[key] for found in layers.values()]
-            lines.append(Line(model, depth, heights, shade(i, len(self.models))))
-        return Panel(title, "depth, embeddings 0, last block 1", lines)
+            lines.append(Line(model, places, heights, shade(i, len(self.models))))
+        x_label = path if names else "depth, embeddings 0, last block 1"
+        return Panel(title, x_label, lines, names, y=y_label)
 
 
 def layers(

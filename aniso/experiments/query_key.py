@@ -9,7 +9,7 @@ import torch
 
 from aniso.errors import InputError
 from aniso.experiments._output import number, plain_table, save_results
-from aniso.experiments._plot import Line, Panel, draw, shade
+from aniso.experiments._plot import Line, Panel, draw, layer_labels, shade
 from aniso.models import TextModel, run_texts
 from aniso.models.attention_heads import AttentionHeads, attention_heads
 from aniso.models.inputs import TokenFilter
@@ -81,22 +81,24 @@ class QueryKeyReport:
         return save_results(folder, "query-key", self.results(), self._svg)
 
     def _svg(self) -> str:
-        titles = {
-            "query_drift": "‖mean query‖",
-            "key_drift": "‖mean key‖",
-            "drift_cosine": "cosine of mean query and mean key",
-            "logit_mean": "mean logit",
-            "logit_var": "variance of the logits",
+        axes = {
+            "query_drift": ("mean query", "norm"),
+            "key_drift": ("mean key", "norm"),
+            "drift_cosine": ("mean query and mean key", "cosine"),
+            "logit_mean": ("logits", "mean"),
+            "logit_var": ("logits, logarithmic", "variance"),
         }
-        return draw([self._panel(key, title) for key, title in titles.items()])
+        return draw([self._panel(key, *words) for key, words in axes.items()])
 
-    def _panel(self, key: str, title: str) -> Panel:
+    def _panel(self, key: str, title: str, y_label: str) -> Panel:
         lines = []
         for i, (model, layers) in enumerate(self.models.items()):
             dots = [(x, y) for x, found in enumerate(layers.values()) for y in found[key]]
             x, y = zip(*dots, strict=True)
             lines.append(Line(model, x, y, shade(i, len(self.models)), style=""))
-        return Panel(title, "attention module; a dot is a head", lines)
+        path, names = layer_labels(self.models)
+        log = "y" if key == "logit_var" else ""
+        return Panel(title, f"{path}; a dot is a head", lines, names, log, y_label)
 
 
 def _layer_results(name: str, metrics: HeadMetrics) -> dict[str, Any]:

@@ -129,20 +129,36 @@ class UntrainedBlockReport:
     def _svg(self) -> str:
         norms = [point.bias_norm for point in self.points]
 
-        def panel(title: str, lines: dict[str, str], log: str) -> Panel:
+        def panel(title: str, y_label: str, lines: dict[str, str], log: str) -> Panel:
             curves = [
                 Line(label, norms, [getattr(point, name) for point in self.points], color)
                 for (label, name), color in zip(lines.items(), ("tab:blue", "tab:red"), strict=True)
             ]
-            return Panel(title, "norm N of the bias", curves, log=log)
+            return Panel(title, "norm N of the bias", curves, log=log, y=y_label)
 
         return draw(
             [
-                panel("mean norm", {"before": "norm_in", "behind": "norm_out"}, "xy"),
-                panel("mean cosine", {"before": "cosine_in", "behind": "cosine_out"}, "x"),
-                panel("logits", {"mean": "logit_mean", "deviation": "logit_std"}, "xy"),
+                panel(
+                    "mean norm of the rows",
+                    "norm",
+                    {"before": "norm_in", "behind": "norm_out"},
+                    "xy",
+                ),
+                panel(
+                    "mean cosine of the rows",
+                    "cosine",
+                    {"before": "cosine_in", "behind": "cosine_out"},
+                    "x",
+                ),
+                panel(
+                    "attention logits",
+                    "logit",
+                    {"mean": "logit_mean", "deviation": "logit_std"},
+                    "xy",
+                ),
                 panel(
                     "entries of softmax rows",
+                    "probability",
                     {"largest": "softmax_max", "smallest": "softmax_min"},
                     "x",
                 ),

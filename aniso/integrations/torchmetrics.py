@@ -50,6 +50,7 @@ class LayerMetric(Metric):
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
+    sums: Tensor
 
     def __init__(
         self,

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from aniso.metrics import GroupCosine
 
+# What a capture groups by, as a reader would say it.
+_WORDS = {"token_ids": "token id", "sentence": "text", "position": "position in the text"}
 GROUP_KEYS = ("within", "within_mean", "between")
 GROUP_COUNTS = ("groups", "rows", "zero_rows")
 
@@ -19,6 +21,16 @@ GROUP_COUNTS = ("groups", "rows", "zero_rows")
 def groups_entry(found: GroupCosine) -> dict[str, Any]:
     """Return the numbers over all groups in JSON types."""
     return {key: plain(getattr(found, key)) for key in (*GROUP_KEYS, *GROUP_COUNTS)}
+
+
+def group_sentence(facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what a group is, and how to read the two means within groups."""
+    words = {_WORDS[f["grouped_by"]] for f in facts.values() if f.get("grouped_by") in _WORDS}
+    one = f"one {words.pop()}" if len(words) == 1 else "one group id"
+    return (
+        f"A group is all rows of {one}. Rows of a group are alike for what they share where the "
+        "mean within groups lies above the one between groups."
+    )
 
 
 def group_rows(

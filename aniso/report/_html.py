@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aniso.report._distribution import QUANTILES, basis, quantile_rows
 from aniso.report._fall import ENERGIES, fall_rows, fall_sentence
-from aniso.report._groups import group_rows
+from aniso.report._groups import group_rows, group_sentence
 from aniso.report._labels import row_notes, short_names
 from aniso.report._palette import variables
 from aniso.report._plain import column, count, describe
@@ -81,6 +81,7 @@ def render_html(report: Report) -> str:
         quantiles=texts(QUANTILE_HEADINGS, quantile_rows(report.distributions, names)),
         sampled=basis(report.distributions),
         groups=texts(GROUP_HEADINGS, group_rows(report.groups, names, mean)),
+        grouping=group_sentence(report.facts),
         plots=draw_plots(report) if layers else [],
     )
 

@@ -78,6 +78,7 @@ def _plot(recipe: Recipe, figure: Figure | None) -> Plot:
 
 
 def line(ax: Axes, values: np.ndarray, label: str, color: str, marker: str) -> None:
+    """Draw one value per layer, with smaller markers where layers are many."""
     size = 4.0 if len(values) <= 40 else 2.2
     ax.plot(values, label=label, color=COLOR[color], marker=marker, markersize=size)
 

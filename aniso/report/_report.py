@@ -127,7 +127,7 @@ class Report:
             entry["groups"] = groups_entry(self.groups[name])
         if layer.metrics_of_all is not None:
             entry["metrics_of_all"] = plain(layer.metrics_of_all)
-        return entry | plain(self.facts.get(name, {}))
+        return {**entry, **plain(self.facts.get(name, {}))}
 
     @staticmethod
     def missing_extra() -> str | None:
