@@ -129,8 +129,8 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_been(tmp_path, interrupt_a
     assert file_names(tmp_path / "out") == [".aniso-partial"]
     same_metrics(quiet(second, out=tmp_path / "out"), expected)
     saved = len(whole.reads) - len(second.reads)
-    # One block may have been read ahead of the interruption; it is read again.
-    assert max(1, interrupt_at - 1) <= saved <= len(first.reads) <= saved + 1
+    # Two blocks may have been read ahead of the interruption; they are read again.
+    assert max(1, interrupt_at - 2) <= saved <= len(first.reads) <= saved + 2
     assert first.reads[:saved] + second.reads == whole.reads
     assert ".aniso-partial" not in file_names(tmp_path / "out")
 
