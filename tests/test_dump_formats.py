@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -354,14 +355,30 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, name, 
         open_dump(path)
 
 
-def test_a_file_cut_while_it_is_read_is_named(tmp_path):
-    path = write_shard(tmp_path / "a.safetensors", {"a": rows(4000)})
-    blocks = open_dump(path)["a"].blocks()
+@pytest.mark.parametrize("name", ["d.safetensors", "d.arrow", "d.feather", "d.pt"])
+def test_a_file_cut_while_it_is_read_is_named(tmp_path, name):
+    path = WRITERS[name](tmp_path / name, rows(4000))
+    blocks = open_dump(path)["h.0"].blocks()
     next(blocks)
     with path.open("r+b") as file:
         file.truncate(50_000)
     with pytest.raises(
-        InputError, match=r"a\.safetensors (ends at byte 50000|has changed while it was read)"
+        InputError, match=rf"{name} (ends at byte 50000|has changed while it was read)"
     ):
         for _ in blocks:
             pass
+
+
+@pytest.mark.parametrize("name", ["d.arrow", "d.feather", "d.pt"])
+def test_a_mapped_file_cut_before_a_read_is_named(tmp_path, name):
+    """Touching a page beyond the end would kill the process."""
+    path = WRITERS[name](tmp_path / name, rows(4000))
+    part = open_dump(path)["h.0"].parts[0]
+    assert part.read(0, 9, None).shape == (9, 6)
+    other = open_dump(path)["h.0"].parts[0]
+    os.truncate(path, 50_000)
+    with pytest.raises(InputError, match=rf"{name} ends at byte 50000, inside its rows"):
+        part.read(3000, 3009, None)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{name} has gone while it was read"):
+        other.read(0, 9, None)

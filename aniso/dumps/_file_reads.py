@@ -90,10 +90,7 @@ class FileReads:
         while done < needed:
             count = self._read(memory[done:], offset + done)
             if count == 0:
-                raise InputError(
-                    f"{self.path} ends at byte {offset + done}, inside its rows: it was cut while "
-                    "it was read; put the whole file back and run again"
-                )
+                raise _cut(self.path, offset + done)
             done += count
 
     def _read(self, memory: memoryview, offset: int) -> int:
@@ -105,6 +102,29 @@ class FileReads:
         except OSError:
             # A disk of larger sectors; should it be another error, this meets it again.
             return os.preadv(self._cached, [memory], offset)
+
+
+def refuse_cut(path: Path, size: int) -> None:
+    """For files that are mapped: touching what lies beyond their end kills the process.
+
+    Raises:
+        InputError: the file has fewer bytes than when it was mapped, or is gone.
+    """
+    try:
+        left = path.stat().st_size
+    except OSError as error:
+        raise InputError(
+            f"{path} has gone while it was read; bring it back and run again"
+        ) from error
+    if left < size:
+        raise _cut(path, left)
+
+
+def _cut(path: Path, end: int) -> InputError:
+    return InputError(
+        f"{path} ends at byte {end}, inside its rows: it was cut while it was read; put the whole "
+        "file back and run again"
+    )
 
 
 def in_cache(file: int, offset: int, size: int) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from aniso.dumps._file_reads import refuse_cut
 from aniso.dumps._optional import optional
 from aniso.dumps._part import Part
 from aniso.dumps._reason import reason
@@ -94,11 +95,14 @@ class _Ipc:
         self.rows = sum(self._lengths)
 
     def batches(self, column: str, start: int) -> Iterator[tuple[int, Any]]:
+        refuse_cut(self._path, len(self._mapped))
         first, reader = 0, self._open(self.schema.get_field_index(column))
         for i, count in enumerate(self._lengths):
+            refuse_cut(self._path, len(self._mapped))
             if first + count > start:
                 batch = reader.get_batch(i) if self._is_file else reader.read_next_batch()
                 for row in range(0, batch.num_rows, _BATCH_ROWS):
+                    refuse_cut(self._path, len(self._mapped))
                     yield first + row, batch.column(0).slice(row, _BATCH_ROWS)
             elif not self._is_file:
                 reader.read_next_batch()
@@ -256,6 +260,9 @@ class _Column:
             count = min(stop, first + len(held)) - done
             rows[done - start : done - start + count] = held[done - first : done - first + count]
             done += count
+        if stop == self._table.rows:
+            # Dumps have thousands of files, and all stay open.
+            self._batches, self._held = iter(()), None
         return rows
 
     def _holding(self, row: int) -> tuple[int, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aniso._names import natural_key
+from aniso.dumps._file_reads import refuse_cut
 from aniso.dumps._part import Part
 from aniso.dumps._reason import reason
 from aniso.errors import InputError
@@ -32,8 +33,9 @@ def pt_parts(path: Path) -> list[Part]:
     with path.open("rb") as file:
         if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
             raise InputError(f"{path} is no file of torch.save since torch 1.6; save it again")
+    size = path.stat().st_size
     try:
-        _refuse_inflated(path)
+        _refuse_inflated(path, size)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     # What the unpickler meets in a damaged file is anything at all.
     except (
@@ -58,12 +60,11 @@ def pt_parts(path: Path) -> list[Part]:
     tensors = {"": loaded} if isinstance(loaded, Tensor) else loaded
     if not isinstance(tensors, dict) or not all(_is_plain(k, t) for k, t in tensors.items()):
         raise InputError(f"{path} is no dict of dense tensors; save the rows as {{layer: tensor}}")
-    return [_part(path, key, tensors[key]) for key in sorted(tensors, key=natural_key)]
+    return [_part(path, key, tensors[key], size) for key in sorted(tensors, key=natural_key)]
 
 
-def _refuse_inflated(path: Path) -> None:
+def _refuse_inflated(path: Path, size: int) -> None:
     """Reading takes as much memory for a member as the archive's directory says it has."""
-    size = path.stat().st_size
     with ZipFile(path) as archive:
         if any(member.file_size > size for member in archive.infolist()):
             raise ValueError("a member larger than the file")
@@ -81,8 +82,9 @@ def _is_plain(key: Any, value: Any) -> bool:
     )
 
 
-def _part(path: Path, key: str, tensor: Tensor) -> Part:
+def _part(path: Path, key: str, tensor: Tensor, size: int) -> Part:
     def read(start: int, stop: int, scratch: Scratch | None = None) -> Tensor:
+        refuse_cut(path, size)
         return tensor[start:stop].detach().clone(memory_format=torch.contiguous_format)
 
     name = str(tensor.dtype).removeprefix("torch.")
