@@ -113,6 +113,49 @@ def test_cosines_of_one_and_minus_one_lie_in_the_outer_bins(dtype):
     assert extremes[0] >= -1 and extremes[1] <= 1
 
 
+HARD_DIGITS = {
+    "one value": lambda n, d: torch.full((n, d), 1 / 3) * (1 + torch.arange(n)[:, None]),
+    "two values": lambda n, d: torch.where(torch.rand(n, d) < 0.5, 1 / 3, -0.7),
+    "two values, one large": lambda n, d: torch.where(torch.rand(n, d) < 0.02, 4.0, 0.996),
+    "small whole numbers": lambda n, d: torch.randint(1, 8, (n, d)).float(),
+    "bytes": lambda n, d: torch.randint(-127, 128, (n, d)).float(),
+    "powers of two": lambda n, d: 2.0 ** torch.randint(-12, 3, (n, d)),
+    "one huge number": lambda n, d: torch.randn(n, d).index_fill(1, torch.tensor([d // 2]), 200.0),
+    "equal numbers, some one large": lambda n, d: torch.where(
+        (torch.arange(n)[:, None] % 2 == 0) & (torch.arange(d) == d // 2), 200.0, 0.37
+    ),
+    "one number": lambda n, d: torch.eye(d)[:n] + 1e-3 * torch.randn(n, d),
+    "close to one another": lambda n, d: torch.randn(1, d) + 1e-3 * torch.randn(n, d),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [5, 768, 5000])
+@pytest.mark.parametrize("kind", HARD_DIGITS)
+def test_every_cosine_is_within_1e_6(kind, d, dtype):
+    """Pair by pair, of rows whose digits do not average out: the extremes of one pair are it."""
+    n = min(d, 5)
+    x = HARD_DIGITS[kind](n, d).to(dtype)
+    units = reference.directions(x.double())
+    worst = 0.0
+    for i in range(n):
+        for j in range(i):
+            _, extremes = count(x[[i, j]], bins=4)
+            exact = float((units[i] @ units[j]).clamp(-1, 1))
+            worst = max(worst, float((extremes - exact).abs().max()))
+    assert worst < 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_narrow_distribution(dtype):
+    """All cosines in [0.999, 1]: two bins of 2048, or many of a range of their own."""
+    x = (torch.randn(1, 300) + 0.02 * torch.randn(500, 300)).to(dtype)
+    cosines = reference.pair_cosines(x)
+    assert float(cosines.min()) > 0.999
+    assert_counts(*count(x), cosines)
+    assert_counts(*count(x, None, 2048, 0.999, 1.0), cosines, 0.999, 1.0)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_any_scale(dtype, scale):

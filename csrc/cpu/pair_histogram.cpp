@@ -40,18 +40,21 @@ void run_members(const RowsView& a, const BinsView& out, int threads, bool amx,
   AlignedArray<int8_t> chunk(plan.chunk_rows * plan.row_bytes);
   AlignedArray<int8_t> blocks(count * plan.block_rows * plan.row_bytes);
   AlignedArray<float> chunk_scale(plan.chunk_rows), block_scales(count * plan.block_rows);
+  const int64_t block_panels = plan.block_rows / PAIR_PANEL;
+  AlignedArray<float> chunk_rest(plan.chunk_rows / PAIR_PANEL), block_rests(count * block_panels);
   AlignedArray<uint32_t> counters(count * plan.copies * plan.stride);
   AlignedArray<int64_t> counts(count * (out.bins + 2));
   std::vector<PairMember> members;
   for (int member = 0; member < count; ++member) {
-    members.push_back({blocks.data() + member * plan.block_rows * plan.row_bytes,
-                       block_scales.data() + member * plan.block_rows,
-                       counters.data() + member * plan.copies * plan.stride,
-                       counts.data() + member * (out.bins + 2),
-                       std::numeric_limits<float>::infinity(),
-                       -std::numeric_limits<float>::infinity()});
+    members.push_back(
+        {blocks.data() + member * plan.block_rows * plan.row_bytes,
+         block_scales.data() + member * plan.block_rows, block_rests.data() + member * block_panels,
+         counters.data() + member * plan.copies * plan.stride,
+         counts.data() + member * (out.bins + 2), std::numeric_limits<float>::infinity(),
+         -std::numeric_limits<float>::infinity()});
   }
-  const PairScratch scratch{plan, chunk.data(), chunk_scale.data(), members.data()};
+  const PairScratch scratch{plan, chunk.data(), chunk_scale.data(), chunk_rest.data(),
+                            members.data()};
   Team team{count};
   parallel_parts(count, count,
                  [&](int member, int64_t, int64_t) { run_member(scratch, team, member); });

@@ -10,9 +10,21 @@ namespace {
 
 constexpr int DIGITS = 3;
 
-// One step of products of three digits: i and j have weight i + j, and those beyond weight 2 are
-// left out. Sums 0: weight 0; 1 and 2: weight 1; 3 and 4: weight 2, taking turns so that none waits
-// for the one before.
+// A number is cut into three digits of 8 bits, of 2¹⁶, 2⁸ and 1 units (a unit is 1.2e-7 of the
+// row's largest number). |x̂₁| and |x̂₂| are the norms of a row's second and third digits, and its
+// `rest` is p = max(|x̂₁|/2⁸, |x̂₂|). By Cauchy and Schwarz the products left out come to
+//   six products (weights 0 to 2): at most |x̂₁||ŷ₂| + |x̂₂||ŷ₁| + |x̂₂||ŷ₂| <= 513 p q,
+//   eight (weight 3 too): at most p q,
+// and more are taken where that says more than 1e-6 or 3e-7. The rest of a cosine's error:
+// roundings of float32, 5e-7 if all of them add up, and of the numbers to units, up or down at
+// random (see dither): 2 exp(−2t²) is the chance that they carry one row's share of a cosine by t
+// units, 2e-14 for 4 units, which are 5e-7 on a row that is all in one number and 7e-8 on 768
+// normal ones.
+constexpr float MOST_WITH_SIX = 1e-6f / 513;
+constexpr float MOST_WITH_EIGHT = 3e-7f;
+
+// One step of the six products. Sums 0: weight 0; 1 and 3: weight 1; 2 and 4: weight 2, taking
+// turns so that none waits for the one before.
 #define ADD_DIGITS(even, odd)             \
   _tile_loadd(6, a + 2 * TILE_BYTES, 64); \
   _tile_loadd(7, b, 64);                  \
@@ -25,12 +37,30 @@ constexpr int DIGITS = 3;
   _tile_loadd(6, a, 64);                  \
   _tile_dpbssd(0, 6, 7);                  \
   between();                              \
-  _tile_dpbssd(2, 6, 5);                  \
+  _tile_dpbssd(3, 6, 5);                  \
   _tile_loadd(7, b + 2 * TILE_BYTES, 64); \
   _tile_dpbssd(even, 6, 7);               \
   between();                              \
   a += STEP_BYTES;                        \
   b += STEP_BYTES
+
+/// What is known of a packed row beside its numbers.
+struct PackedRow {
+  float scale;  // its first digits times this make a direction
+  float rest;   // see MOST_WITH_SIX
+};
+
+/// 16 numbers in [0, 1) that look random, the same for every row. Floors of sums with them are
+/// roundings that do not add up, whatever numbers a row repeats.
+inline __m512 dither(int64_t k) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i at = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(k)));
+  at = _mm512_mullo_epi32(at, _mm512_set1_epi32(0x1b873593));
+  at = _mm512_xor_si512(at, _mm512_srli_epi32(at, 15));
+  at = _mm512_mullo_epi32(at, _mm512_set1_epi32(0x2c1b3c6d));
+  at = _mm512_xor_si512(at, _mm512_srli_epi32(at, 13));
+  return _mm512_cvtepi32_ps(_mm512_srli_epi32(at, 8)) * _mm512_set1_ps(0x1p-24f);
+}
 
 /// How rows are packed and multiplied; T says which numbers they hold.
 template <class T>
@@ -40,38 +70,66 @@ struct Packing {
   static constexpr int64_t SIDE = 1;
   typedef int32_t Sums[5][256];
 
-  /// Digits of one row into its place in a panel, step after step; returns its scale.
-  static float pack(const T* row, int64_t d, int8_t* out) {
+  /// Digits of one row into its place in a panel, step after step.
+  static PackedRow pack(const T* row, int64_t d, int8_t* out) {
     const RowScale direction = direction_of(row, d);
     const __m512 up = _mm512_set1_ps(direction.exponent);
-    const __m512 inverse = _mm512_set1_ps(direction.inverse);
     __m512 largest = _mm512_setzero_ps();
     for (int64_t k = 0; k < d; k += 16) {
       const __m512 x = _mm512_abs_ps(load16(row + k, columns_from(k, d)));
-      largest = _mm512_max_ps(largest, _mm512_scalef_ps(x, up) * inverse);
+      largest = _mm512_max_ps(largest, _mm512_scalef_ps(x, up));
     }
-    // 0x7f7f7f, the largest number of three digits, is 0.996 · 2²³.
-    const int exponent = 22 - __builtin_ilogb(_mm512_reduce_max_ps(largest) * 1.005);
+    // Units to a number; the largest number of three digits is 0x7f7f7f.
+    const float most = _mm512_reduce_max_ps(largest);
+    const float units = most > 0.0f ? 0x7f7f00 / most : 0.0f;
+    __m512 squares[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     for (int64_t k = 0; k < d; k += 16) {
-      const __m512 x = _mm512_scalef_ps(load16(row + k, columns_from(k, d)), up) * inverse;
-      const __m512i signs = _mm512_set1_epi32(0x808080);
-      __m512i v = _mm512_cvtps_epi32(_mm512_scalef_ps(x, _mm512_set1_ps(exponent)));
-      v = _mm512_xor_si512(_mm512_add_epi32(v, signs), signs);
-      int8_t* at = out + k / 64 * STEP_BYTES + k % 64;
-      for (int digit = 0; digit < DIGITS; ++digit) {
-        const __m512i byte = _mm512_srli_epi32(v, 8 * (DIGITS - 1 - digit));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(at + digit * TILE_BYTES),
-                         _mm512_cvtepi32_epi8(byte));
+      const __m512 x = _mm512_scalef_ps(load16(row + k, columns_from(k, d)), up);
+      const __m512 v = _mm512_floor_ps(_mm512_fmadd_ps(x, _mm512_set1_ps(units), dither(k)));
+      const __m512i digits = cut(v, out + k / 64 * STEP_BYTES + k % 64);
+      for (int i = 0; i < 2; ++i) {
+        const __m512i shifted = _mm512_slli_epi32(digits, 16 + 8 * i);
+        const __m512 digit = _mm512_cvtepi32_ps(_mm512_srai_epi32(shifted, 24));
+        squares[i] = _mm512_fmadd_ps(digit, digit, squares[i]);
       }
     }
-    return static_cast<float>(__builtin_scalbn(1.0, 16 - exponent));
+    if (units == 0.0f) return {0.0f, 0.0f};
+    const double inverse = static_cast<double>(direction.inverse) + direction.inverse_low;
+    const float last = _mm512_reduce_add_ps(squares[1]), middle = _mm512_reduce_add_ps(squares[0]);
+    const double unit = inverse / units;
+    return {static_cast<float>(0x1p16 * unit),
+            static_cast<float>(unit * __builtin_sqrt(last > middle ? last : middle))};
+  }
+
+  /// Stores the digits of 16 whole numbers; returns them in the bytes of words.
+  static __m512i cut(__m512 whole, int8_t* out) {
+    const __m512i signs = _mm512_set1_epi32(0x808080);
+    const __m512i v = _mm512_add_epi32(_mm512_cvtps_epi32(whole), signs);
+    const __m512i digits = _mm512_xor_si512(v, signs);
+    for (int digit = 0; digit < DIGITS; ++digit) {
+      const __m512i byte = _mm512_srli_epi32(digits, 8 * (DIGITS - 1 - digit));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + digit * TILE_BYTES),
+                       _mm512_cvtepi32_epi8(byte));
+    }
+    return digits;
   }
 
   /// Products of a panel and a panel of partners; calls between() STOPS times a step.
   static constexpr int64_t STOPS = 3;
   template <class Between>
-  static void multiply(const int8_t* a, const int8_t* b, int64_t, int64_t steps, Sums (&sums)[1],
-                       Between between) {
+  static void multiply(const int8_t* a, const int8_t* b, int64_t, int64_t steps, float rest,
+                       Sums (&sums)[1], Between between) {
+    if (rest <= MOST_WITH_SIX) {
+      multiply_six(a, b, steps, sums[0], between);
+    } else {
+      multiply_eight(a, b, steps, sums[0], between);
+      if (rest > MOST_WITH_EIGHT) add_last(a, b, steps, sums[0][4]);
+    }
+  }
+
+  template <class Between>
+  static void multiply_six(const int8_t* a, const int8_t* b, int64_t steps, Sums& sums,
+                           Between between) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -79,24 +137,50 @@ struct Packing {
     _tile_zero(4);
     int64_t step = 0;
     for (; step + 2 <= steps; step += 2) {
-      ADD_DIGITS(3, 4);
-      ADD_DIGITS(4, 3);
+      ADD_DIGITS(2, 4);
+      ADD_DIGITS(4, 2);
     }
     if (step < steps) {
-      ADD_DIGITS(3, 4);
+      ADD_DIGITS(2, 4);
     }
-    _tile_stored(0, sums[0][0], 64);
-    _tile_stored(1, sums[0][1], 64);
-    _tile_stored(2, sums[0][2], 64);
-    _tile_stored(3, sums[0][3], 64);
-    _tile_stored(4, sums[0][4], 64);
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+    _tile_stored(4, sums[4], 64);
+  }
+
+  /// Weight 3 is added in units of weight 2, where it fits.
+  template <class Between>
+  static void multiply_eight(const int8_t* a, const int8_t* b, int64_t steps, Sums& sums,
+                             Between between) {
+    alignas(64) TileSums<DIGITS> by_weight;
+    add_products<DIGITS>(a, b, steps, by_weight, between);
+    for (int k = 0; k < 256; ++k) {
+      for (int weight = 0; weight < 3; ++weight) sums[weight][k] = by_weight[weight][k];
+      sums[3][k] = 0;
+      sums[4][k] = by_weight[3][k] >> DIGIT_BITS;
+    }
+  }
+
+  /// Adds the products of last digits, of weight 4, in units of weight 2.
+  static void add_last(const int8_t* a, const int8_t* b, int64_t steps, int32_t (&sum)[256]) {
+    alignas(64) int32_t last[256];
+    _tile_zero(0);
+    for (int64_t step = 0; step < steps; ++step) {
+      _tile_loadd(6, a + step * STEP_BYTES + 2 * TILE_BYTES, 64);
+      _tile_loadd(7, b + step * STEP_BYTES + 2 * TILE_BYTES, 64);
+      _tile_dpbssd(0, 6, 7);
+    }
+    _tile_stored(0, last, 64);
+    for (int k = 0; k < 256; ++k) sum[k] += last[k] >> (2 * DIGIT_BITS);
   }
 
   static __m512 row_of(const Sums* sums, int64_t row) {
     const int32_t* at = sums[row / PAIR_PANEL][0] + row % PAIR_PANEL * 16;
     const auto sum = [&](int k) { return _mm512_load_si512(at + 256 * k); };
-    const __m512 light = _mm512_cvtepi32_ps(_mm512_add_epi32(sum(3), sum(4)));
-    const __m512 middle = _mm512_cvtepi32_ps(_mm512_add_epi32(sum(1), sum(2)));
+    const __m512 light = _mm512_cvtepi32_ps(_mm512_add_epi32(sum(2), sum(4)));
+    const __m512 middle = _mm512_cvtepi32_ps(_mm512_add_epi32(sum(1), sum(3)));
     const __m512 digit = _mm512_set1_ps(0x1p-8f);
     return (light * digit + middle) * digit + _mm512_cvtepi32_ps(sum(0));
   }
@@ -107,9 +191,12 @@ struct Packing<bf16> {
   static constexpr int64_t STEP_COLUMNS = 32;
   static constexpr int64_t STEP_BYTES = TILE_BYTES;
   static constexpr int64_t SIDE = 2;
+  // The matrix unit adds in float32, where the roundings of equal products add up: of 1024 columns
+  // to 7e-7 of their sum.
+  static constexpr int64_t PART = 32;
   typedef float Sums[256];
 
-  static float pack(const bf16* row, int64_t d, int8_t* out) {
+  static PackedRow pack(const bf16* row, int64_t d, int8_t* out) {
     for (int64_t k = 0; k < d; k += 32) {
       const int64_t left = d - k;
       const __mmask32 columns = left >= 32 ? ~0u : (1u << left) - 1;
@@ -117,30 +204,45 @@ struct Packing<bf16> {
     }
     const RowScale direction = direction_of(row, d);
     const int exponent = static_cast<int>(direction.exponent);
-    return static_cast<float>(__builtin_scalbn(direction.inverse, exponent));
+    return {static_cast<float>(__builtin_scalbn(direction.inverse, exponent)), 0.0f};
   }
 
   /// Products of two panels and two panels of partners; calls between() STOPS times a step.
   static constexpr int64_t STOPS = 2;
   template <class Between>
-  static void multiply(const int8_t* a, const int8_t* b, int64_t panel, int64_t steps,
+  static void multiply(const int8_t* a, const int8_t* b, int64_t panel, int64_t steps, float,
                        Sums (&sums)[4], Between between) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t at = 0; at < steps * TILE_BYTES; at += TILE_BYTES) {
-      _tile_loadd(4, a + at, 64);
-      _tile_loadd(6, b + at, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, a + at + panel, 64);
-      _tile_dpbf16ps(2, 5, 6);
-      between();
-      _tile_loadd(7, b + at + panel, 64);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
-      between();
+    for (int64_t first = 0; first < steps; first += PART) {
+      const int64_t end = (steps < first + PART ? steps : first + PART) * TILE_BYTES;
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      for (int64_t at = first * TILE_BYTES; at < end; at += TILE_BYTES) {
+        _tile_loadd(4, a + at, 64);
+        _tile_loadd(6, b + at, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, a + at + panel, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        between();
+        _tile_loadd(7, b + at + panel, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+        between();
+      }
+      if (first == 0) {
+        store(sums);
+      } else {
+        alignas(64) Sums part[4];
+        store(part);
+        for (int tile = 0; tile < 4; ++tile) {
+          for (int k = 0; k < 256; ++k) sums[tile][k] += part[tile][k];
+        }
+      }
     }
+  }
+
+  static void store(Sums (&sums)[4]) {
     _tile_stored(0, sums[0], 64);
     _tile_stored(1, sums[1], 64);
     _tile_stored(2, sums[2], 64);
@@ -245,8 +347,9 @@ class Pairs {
       const int64_t count = least(plan_.chunk_rows, a_.n - first);
       const int64_t panels = (count + PAIR_GROUP - 1) / PAIR_GROUP * 2;
       for (int64_t panel; (panel = team_take(team_)) < panels;) {
-        pack_panel(a_, first + panel * PAIR_PANEL, scratch_.chunk + panel * panel_,
-                   scratch_.chunk_scale + panel * PAIR_PANEL);
+        scratch_.chunk_rest[panel] =
+            pack_panel(a_, first + panel * PAIR_PANEL, scratch_.chunk + panel * panel_,
+                       scratch_.chunk_scale + panel * PAIR_PANEL);
       }
       team_wait(team_);
       // A row's partners are the rows before it, or all of b.
@@ -266,14 +369,17 @@ class Pairs {
 
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-  /// Rows [first, first + 16) of x; rows beyond the last are zero.
-  void pack_panel(const RowsView& x, int64_t first, int8_t* out, float* scales) const {
+  /// Rows [first, first + 16) of x; rows beyond the last are zero. Returns the largest `rest`.
+  float pack_panel(const RowsView& x, int64_t first, int8_t* out, float* scales) const {
+    float rest = 0.0f;
     for (int64_t i = 0; i < PAIR_PANEL; ++i) {
       int8_t* row = out + i * 64;
       if (first + i < x.n) {
         const T* source = static_cast<const T*>(x.data) + (first + i) * x.row_stride;
         clear_last_step(row);
-        scales[i] = P::pack(source, x.d, row);
+        const PackedRow packed = P::pack(source, x.d, row);
+        scales[i] = packed.scale;
+        if (packed.rest > rest) rest = packed.rest;
       } else {
         for (int64_t at = 0; at < panel_; at += TILE_BYTES) {
           _mm512_storeu_si512(row + at, _mm512_setzero_si512());
@@ -281,6 +387,7 @@ class Pairs {
         scales[i] = 0.0f;
       }
     }
+    return rest;
   }
 
   void clear_last_step(int8_t* row) const {
@@ -298,8 +405,10 @@ class Pairs {
         const int64_t in_chunk = block + j - first;
         rows = scratch_.chunk + in_chunk / PAIR_PANEL * panel_;
         _mm512_storeu_ps(member_.block_scale + j, _mm512_loadu_ps(scratch_.chunk_scale + in_chunk));
+        member_.block_rest[j / PAIR_PANEL] = scratch_.chunk_rest[in_chunk / PAIR_PANEL];
       } else {
-        pack_panel(b_, block + j, packed, member_.block_scale + j);
+        member_.block_rest[j / PAIR_PANEL] =
+            pack_panel(b_, block + j, packed, member_.block_scale + j);
       }
       for (int64_t at = 0; at < panel_; at += TILE_BYTES) transpose(rows + at, packed + at);
     }
@@ -316,34 +425,18 @@ class Pairs {
     for (int64_t i = begin; i < count; i += SIDE) {
       const int64_t end = self_ ? least(partners, first + i - block + SIDE) : partners;
       const int8_t* rows = scratch_.chunk + i / PAIR_PANEL * panel_;
-      Ahead ahead(rows, P::SIDE * panel_, stops_ * ((end + SIDE - 1) / SIDE));
       for (int64_t j = 0; j < end; j += SIDE, turn ^= 1) {
         int64_t due = 0;
-        P::multiply(rows, member_.block + j / PAIR_PANEL * panel_, panel_, steps_, sums[turn], [&] {
+        const float rest = scratch_.chunk_rest[i / PAIR_PANEL] * member_.block_rest[j / PAIR_PANEL];
+        const int8_t* partners_at = member_.block + j / PAIR_PANEL * panel_;
+        P::multiply(rows, partners_at, panel_, steps_, rest, sums[turn], [&] {
           for (due += ROWS; due >= stops_; due -= stops_) count_row(before);
-          ahead.fetch();
         });
         before = {sums[turn], i, j, first + i, block + j, whole(first + i, block + j), 0};
       }
     }
     while (before.next < ROWS) count_row(before);
   }
-
-  /// Brings the next rows of the chunk into the second-level cache, a few lines at a time.
-  class Ahead {
-   public:
-    Ahead(const int8_t* rows, int64_t bytes, int64_t stops)
-        : at_(rows + bytes), end_(rows + 2 * bytes), lines_((bytes / 64 + stops - 1) / stops) {}
-    void fetch() {
-      for (int64_t line = 0; line < lines_ && at_ < end_; ++line, at_ += 64) {
-        _mm_prefetch(at_, _MM_HINT_T1);
-      }
-    }
-
-   private:
-    const int8_t *at_, *end_;
-    int64_t lines_;
-  };
 
   /// Tiles multiplied together, counted row by row while the next ones are multiplied.
   struct Counting {

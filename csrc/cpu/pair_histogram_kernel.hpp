@@ -25,6 +25,7 @@ struct PairPlan {
 struct PairMember {
   int8_t* block;       // [block_rows * row_bytes]
   float* block_scale;  // [block_rows]
+  float* block_rest;   // [block_rows / 16] size of the lower digits, the largest of a panel
   uint32_t* counters;  // [copies][stride], below 2³² by settling between items
   int64_t* counts;     // [bins + 2]
   float least;
@@ -35,6 +36,7 @@ struct PairScratch {
   PairPlan plan;
   int8_t* chunk;       // [chunk_rows * row_bytes]
   float* chunk_scale;  // [chunk_rows]
+  float* chunk_rest;   // [chunk_rows / 16]
   PairMember* members;
 };
 
