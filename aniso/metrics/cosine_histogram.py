@@ -26,7 +26,7 @@ _RESOLUTION = 1e-6
 class CosineHistogram:
     """Cosines of pairs of rows, counted into bins of equal width over [−1, 1].
 
-    A cosine is within 1e-6 of its float64 value (typically 1e-7), so only pairs that close to an
+    A cosine is within 2e-6 of its float64 value (typically 1e-7), so only pairs that close to an
     edge may lie in the next bin.
 
     Attributes:

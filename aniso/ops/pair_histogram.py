@@ -26,7 +26,7 @@ pair_histogram_into = torch.ops.aniso.pair_histogram.default
 Pairs i < j of the rows of a [n, d], or all pairs of a row of a and a row of b [m, d]. Rows must be
 finite and not zero. counts, int64 [bins + 2]: below low, the bins of equal width over [low, high]
 (half open, the last one closed), above high. extremes, float64 [2]: least and largest cosine;
-start at +inf and −inf. A cosine is within 1e-6 of its float64 value (typically 1e-7), and clamped
+start at +inf and −inf. A cosine is within 2e-6 of its float64 value (typically 1e-7), and clamped
 to [−1, 1].
 """
 
