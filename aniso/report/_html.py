@@ -216,7 +216,7 @@ def _lead(layers: Layers) -> list[str]:
     fall = fall_sentence(high, layers[high])
     if len(known) > 1:
         facts += (
-            f"{summary(layers)} The mean cosine of two rows runs from {known[low]:.3f} ({low}) "
-            f"to {known[high]:.3f} ({high})."
+            f"{summary(layers)} The mean cosine of two rows runs from {known[low]:z.3f} ({low}) "
+            f"to {known[high]:z.3f} ({high})."
         )
     return [facts, fall] if fall else [facts]
