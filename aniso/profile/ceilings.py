@@ -103,8 +103,15 @@ def measure_ceilings(device: str, dtypes: Iterable[torch.dtype]) -> Ceilings:
     x, cold = torch.ones(_PASS_BYTES // 4, device=device), ColdCache(device)
     copy = _rate(copy_pass(x), device, cold.evict)
     read = max(_rate(one, device, cold.evict) for one in _read_passes(x))
-    peaks = {str(dtype).removeprefix("torch."): _matmul_rate(dtype, device) for dtype in dtypes}
-    return Ceilings(read, copy, peaks)
+    return Ceilings(read, copy, matmul_rates(device, dtypes))
+
+
+def matmul_rates(
+    device: str, dtypes: Iterable[torch.dtype], patience: float = _PATIENCE
+) -> dict[str, float]:
+    """Dtype to operations per second of the fastest large product now, in `patience` seconds."""
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in dtypes}
+    return {name: _matmul_rate(dtype, device, patience) for name, dtype in names.items()}
 
 
 def read_rates(device: str, cold: ColdCache) -> list[float]:
@@ -124,17 +131,23 @@ def _rate_once(one: MemoryPass, device: str, before: Callable[[], object]) -> fl
     return one.nbytes / seconds_of(one.run, device)
 
 
-def _rate(one: MemoryPass, device: str, before: Callable[[], object] = lambda: None) -> float:
+def _rate(
+    one: MemoryPass,
+    device: str,
+    before: Callable[[], object] = lambda: None,
+    patience: float = _PATIENCE,
+) -> float:
     one.run()
     rates: list[float] = []
     began = time.perf_counter()
-    while len(rates) < _ROUNDS or time.perf_counter() < began + _PATIENCE:
+    while len(rates) < _ROUNDS or time.perf_counter() < began + patience:
         rates.append(_rate_once(one, device, before))
     return max(rates)
 
 
-def _matmul_rate(dtype: torch.dtype, device: str) -> float:
+def _matmul_rate(dtype: torch.dtype, device: str, patience: float) -> float:
     side = _MATRIX_SIDE[torch.device(device).type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(a)
-    return _rate(MemoryPass(lambda: torch.matmul(a, b, out=product), 2 * side**3), device)
+    product_of_two = MemoryPass(lambda: torch.matmul(a, b, out=product), 2 * side**3)
+    return _rate(product_of_two, device, patience=patience)

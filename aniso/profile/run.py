@@ -13,7 +13,7 @@ import torch
 
 from aniso.errors import InputError
 from aniso.profile.builtin import builtin_kernels
-from aniso.profile.ceilings import measure_ceilings, read_rates
+from aniso.profile.ceilings import matmul_rates, measure_ceilings, read_rates
 from aniso.profile.kernels import Kernel, registered_kernels
 from aniso.profile.measurement import Measurement, Timing
 from aniso.profile.report import ProfileReport
@@ -63,13 +63,16 @@ def profile(
     ceilings = measure_ceilings(device, _DTYPES)
     cold = ColdCache(device)
     rows: list[Measurement] = []
-    pace = [read_rates(device, cold)]
+    pace, peaks = [read_rates(device, cold)], [ceilings.matmul]
     for entry in wanted:
         shown(entry.op)
         rows += _measure(entry, cold, device, budget)
         pace.append(read_rates(device, cold))
-    # What memory gave at any moment of the run, it can give.
-    ceilings = replace(ceilings, read=max(ceilings.read, *(rates[-1] for rates in pace)))
+        peaks.append(matmul_rates(device, _DTYPES, patience=0.0))
+    # What the machine gave at any moment of the run, it can give.
+    read = max(ceilings.read, *(rates[-1] for rates in pace))
+    matmul = {name: max(peak[name] for peak in peaks) for name in ceilings.matmul}
+    ceilings = replace(ceilings, read=read, matmul=matmul)
     typical = [median(rates) for rates in pace]
     return ProfileReport(_machine(device), ceilings, tuple(rows), _notes(typical))
 
