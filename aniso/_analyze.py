@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from aniso._checkpoints import state_name
+from aniso._distributions import dump_distributions
 from aniso._files import writable_folder
 from aniso._fold import Fold
 from aniso._interrupt import deferred_interrupt
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from aniso.dumps import Part
+    from aniso.metrics import CosineHistogram, LayerMetrics
     from aniso.state import LayerState
 
 Source = str | os.PathLike[str] | Dump
@@ -88,7 +90,8 @@ def analyze(
         report = None
         if states is not None:
             facts = {"sources": [_describe(dump) for dump in dumps]}
-            report = report_of(states, facts, _pooled(work))
+            drawn = dump_distributions(work, states)
+            report = report_of(states, facts, _pooled(work), drawn)
             if folder is not None:
                 _write(report, states, folder)
                 fold.checkpoints.discard()
@@ -159,13 +162,23 @@ def _pooled(work: dict[str, list[DumpLayer]]) -> list[str]:
 
 
 def report_of(
-    states: Mapping[str, LayerState], provenance: Mapping[str, Any], notes: Sequence[str] = ()
+    states: Mapping[str, LayerState],
+    provenance: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    distributions: Mapping[str, CosineHistogram] | None = None,
+    layers: dict[str, LayerMetrics] | None = None,
 ) -> Report:
-    """The report on finished states; adds version and time to the provenance, and notes."""
+    """The report on finished states, by their own metrics or those that are given.
+
+    Adds version and time to the provenance, and notes.
+    """
     stamp = {"aniso": version("aniso"), "created": datetime.now(UTC).isoformat(timespec="seconds")}
     found = [note for name, state in states.items() for note in _notes(name, state)]
-    layers = {name: state.compute() for name, state in states.items()}
-    return Report(layers=layers, provenance={**stamp, **provenance}, notes=(*notes, *found))
+    if layers is None:
+        layers = {name: state.compute() for name, state in states.items()}
+    groups = {name: state.group_cosine() for name, state in states.items() if state.groups}
+    facts = {**stamp, **provenance}
+    return Report(layers, facts, (*notes, *found), dict(distributions or {}), groups)
 
 
 def _notes(name: str, state: LayerState) -> Iterator[str]:

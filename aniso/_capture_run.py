@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aniso._analyze import report_of, write_results
+from aniso._distributions import RowSampler
 from aniso._files import writable_folder
+from aniso.dumps import DumpWriter
 from aniso.errors import InputError
 from aniso.models import TextModel, attach, capture, run_texts
 from aniso.ops import select_backend
@@ -14,11 +17,15 @@ from aniso.progress import Progress, ProgressMode
 from aniso.transform import SoftDecay
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from aniso._names import Selection
+    from aniso.metrics import LayerMetrics
+    from aniso.models import Capture
+    from aniso.models.inputs import Groups
     from aniso.report import Report
+    from aniso.state import LayerState, SketchState
 
 
 def capture_texts(
@@ -27,13 +34,19 @@ def capture_texts(
     provenance: Mapping[str, Any],
     *,
     layers: Selection = None,
+    sites: str | Iterable[str] = "residual",
     out: Path | None = None,
     save: Path | None = None,
     soft_decay: Mapping[str, float] | None = None,
     exclude_special_tokens: bool = False,
+    exclude_token_ids: Iterable[int] = (),
+    max_norm_multiple: float | None = None,
     gram: bool = True,
+    groups: Groups | None = None,
+    memory: str | int | None = None,
     batch_size: int = 32,
     progress: ProgressMode = True,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Captures a model on texts and reports on every layer.
 
@@ -42,26 +55,39 @@ def capture_texts(
         texts: What to run.
         provenance: What the report says of model and text.
         layers: Names, globs or positions of the layers.
+        sites: What is read of every layer; see `capture`.
         out: Folder for results.json, report.html and the states.
         save: Folder of a dump to write the rows to as well.
         soft_decay: α of the SoftDecay put on layers, by name, glob or position; what is captured
             is behind it.
         exclude_special_tokens: Leave out [CLS], [SEP] and the like.
+        exclude_token_ids: Further token ids to leave out.
+        max_norm_multiple: Leave out rows whose norm is over this multiple of the median.
         gram: Keep second moments.
+        groups: Keep sums per "token_ids", "sentence" or "position" too.
+        memory: What the states may take on each device; see `capture`.
         batch_size: Texts per call of the model.
         progress: Show progress on stderr; "json" for JSON lines.
+        announce: Called with what the states take, before the run.
     """
     decays = soft_decay or {}
     transforms = {layer: SoftDecay(alpha) for layer, alpha in decays.items()}
     run = capture(
         loaded.model,
         layers,
+        sites=sites,
         exclude_special_tokens=exclude_special_tokens,
+        exclude_token_ids=exclude_token_ids,
+        max_norm_multiple=max_norm_multiple,
         tokenizer=loaded.tokenizer,
         gram=gram,
-        save=save,
+        groups=groups,
+        memory=memory,
     )
+    sampler = RowSampler(then=None if save is None else DumpWriter(save, run.layers))
+    run.write_to(sampler)
     folder = None if out is None else writable_folder(out)
+    announce(str(run.memory))
     with ExitStack() as stack:
         # Hooks run in the order of their registration: transforms first, then the capture.
         for layer, transform in transforms.items():
@@ -79,11 +105,60 @@ def capture_texts(
         "max_length": loaded.max_length,
         "special_tokens": "left out" if exclude_special_tokens else "counted",
         "backend": backend,
+        "memory": str(run.memory),
     }
     if decays:
         facts["soft_decay"] = ", ".join(f"{layer}={alpha:g}" for layer, alpha in decays.items())
     note = f"{cut:,} of {len(texts):,} texts were cut to {loaded.max_length} tokens"
-    report = report_of(states, {**provenance, **facts}, [note] if cut else [])
+    computed, drawn = run.compute(), sampler.distributions(states)
+    notes = [*([note] if cut else []), *_left_out_notes(computed)]
+    report = report_of(states, {**provenance, **facts}, notes, drawn, computed)
+    report = replace(report, facts=_facts(run, states, groups))
     if folder is not None:
         write_results(report, states, folder)
     return report
+
+
+def _left_out_notes(layers: Mapping[str, LayerMetrics]) -> list[str]:
+    """Where the rows that were left out change the mean cosine most, with both numbers."""
+    changed = {
+        name: (layer.metrics["mean_cosine"], layer.metrics_of_all["mean_cosine"])
+        for name, layer in layers.items()
+        if layer.metrics_of_all is not None
+    }
+    known = {name: (a, b) for name, (a, b) in changed.items() if abs(a - b) > 0}
+    if not known:
+        return []
+    name = max(known, key=lambda name: abs(known[name][0] - known[name][1]))
+    without, with_them = known[name]
+    return [
+        f"the rows that were left out change the mean cosine most in {name}: {without:.4f} without "
+        f"them, {with_them:.4f} with them; metrics_of_all in results.json has every layer's"
+    ]
+
+
+def _facts(
+    run: Capture, states: Mapping[str, LayerState], groups: Groups | None
+) -> dict[str, dict[str, Any]]:
+    """What results.json says of every layer besides its metrics."""
+    facts = {point.name: point.facts() for point in run.points}
+    if groups is not None:
+        facts = {name: {**found, "grouped_by": groups} for name, found in facts.items()}
+    for name, sketch in run.sketches.items():
+        facts[name]["sketch"] = _sketch_facts(sketch, states[name])
+    return facts
+
+
+def _sketch_facts(sketch: SketchState, state: LayerState) -> dict[str, Any]:
+    """Bounds of the energy in the leading directions: Ĝ ≼ G, and the trace of G is known."""
+    found: dict[str, Any] = {"size": sketch.size}
+    energy = float(state.moments.norm_sums[1])
+    if not energy or not sketch.rows:
+        return found
+    axes = sketch.principal_axes(min(10, sketch.size))
+    seen = axes.singular_values.square().cumsum(0) / energy
+    for k in (1, 3, 10):
+        if k <= len(seen):
+            share = float(seen[k - 1])
+            found[f"explained_variance_{k}"] = [share, min(1.0, share + axes.missing)]
+    return found

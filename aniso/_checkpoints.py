@@ -56,11 +56,12 @@ class Checkpoints:
         Raises:
             InputError: no room on the disk, or the folder is gone; the file before is untouched.
         """
-        if self._out is None or not tree.sources.ranges:
+        path = self._path(layer)
+        if path is None or not tree.sources.ranges:
             return
         try:
-            self._path(layer).parent.mkdir(parents=True, exist_ok=True)
-            tree.save(self._path(layer))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tree.save(path)
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"the rows done cannot be saved in {self._out} ({error}); mend that and run the "
@@ -73,9 +74,10 @@ class Checkpoints:
         Raises:
             InputError: a file has changed since some of its rows were counted.
         """
-        if self._out is None or not self._path(layer).exists():
+        path = self._path(layer)
+        if path is None or not path.exists():
             return None
-        tree = StateTree.load(self._path(layer))
+        tree = StateTree.load(path)
         self._refuse_changed(tree.sources, blocks)
         return tree if blocks_done(tree, blocks) else None
 
@@ -91,8 +93,10 @@ class Checkpoints:
         if self._out is not None:
             shutil.rmtree(self._out / _PARTIAL, ignore_errors=True)
 
-    def _path(self, layer: str) -> Path:
-        assert self._out is not None
+    def _path(self, layer: str) -> Path | None:
+        """Where the layer's unfinished states lie; None where nothing is kept."""
+        if self._out is None:
+            return None
         mark = f"@{self._share}" if self._share else ""
         name = state_name(layer).removesuffix(STATE_SUFFIX)
         return self._out / _PARTIAL / f"{name}{mark}{STATE_SUFFIX}"

@@ -1,6 +1,9 @@
 """A billion rows through all moments and both Grams, against answers known in closed form.
 
-    python benches/billion.py [--rows 1e9]
+    python benches/billion.py [--rows 1e9] [--out benches/results]
+
+Prints a line per decade as it ends and writes billion-<rows>.json. What is done is saved every two
+minutes and on Ctrl-C; the same command goes on from there.
 
 Rows are x = (a, ±b₁, …, ±b₇₆₇) with independent fair signs, in bfloat16. All have the norm r,
 r² = a² + Σb², and E xxᵀ = diag(a², b₁², …), so that with q = Σb⁴/r⁴
@@ -15,35 +18,38 @@ are six times the first two and 1.5 times the last, besides the rounding of floa
 magnitude round alike, so that this one does not average out.
 
 Signs come from one block of random bits, with every column flipped by fair coins for each block:
-sums and second moments of different blocks are as independent as those of fresh rows.
+sums and second moments of different blocks are as independent as those of fresh rows. A block is
+small enough to be made, read by `row_moments` and read by `gram` in the cache, one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import resource
 import time
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aniso import LayerState
-from aniso.dumps import Waiting
-from aniso.dumps._read_ahead import read_ahead
+from aniso import LayerState, _native
+from aniso._files import write_atomic
+from aniso.progress import Progress
+from aniso.state import Block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
-    from aniso.dumps._file_reads import Scratch
-
 DIM = 768
-BLOCK_ROWS = 20_000
+BLOCK_ROWS = 4096
+SAVE_SECONDS = 120.0
 _SIGN = -(1 << 15)
+_SOURCE = "signs"
 _ROUNDING = 1e-9
 _DIRECTIONS = 4e-6
 
@@ -76,6 +82,11 @@ class Decade:
         """Time per row of this decade."""
         return self.seconds / self.rows_since * 1e9
 
+    @property
+    def line(self) -> str:
+        """As the table has it."""
+        return f"to {self.rows:>14,} rows: {self.nanoseconds_per_row:8.1f} ns per row"
+
 
 def magnitudes() -> Tensor:
     """a, b₁, …, b₇₆₇ in bfloat16: b falls by 2⁻⁵ over the columns, a² is about Σb²."""
@@ -84,37 +95,98 @@ def magnitudes() -> Tensor:
     return torch.cat([a[None], b])
 
 
-def blocks(rows: int, seed: int = 0) -> Iterator[Tensor]:
-    """The rows in blocks, the next one made while the caller works on this one."""
-    generator = torch.Generator().manual_seed(seed)
-    bits = torch.randint(-(1 << 15), 1 << 15, (min(rows, BLOCK_ROWS), DIM), generator=generator)
-    signed = (bits.short() & _SIGN) ^ magnitudes().view(torch.int16)
-    signed[:, 0] = magnitudes().view(torch.int16)[0]
+class Rows:
+    """The rows of a seed; block i is always the same."""
 
-    def block(count: int, scratch: Scratch | None) -> Tensor:
-        flips = torch.randint(0, 2, (DIM,), generator=generator).short() * _SIGN
+    def __init__(self, seed: int = 0) -> None:
+        self._seed, self._coins = seed, torch.Generator()
+        generator = torch.Generator().manual_seed(seed)
+        bits = torch.randint(-(1 << 15), 1 << 15, (BLOCK_ROWS, DIM), generator=generator)
+        self._signed = (bits.short() & _SIGN) ^ magnitudes().view(torch.int16)
+        self._signed[:, 0] = magnitudes().view(torch.int16)[0]
+        self._block = torch.empty_like(self._signed)
+
+    def block(self, i: int, count: int = BLOCK_ROWS) -> Tensor:
+        """The first rows of block i, in memory that the next call overwrites."""
+        self._coins.manual_seed((self._seed << 32) + i)
+        flips = torch.randint(0, 2, (DIM,), generator=self._coins).short() * _SIGN
         flips[0] = 0
-        memory = scratch.pages(2 * count * DIM) if scratch else torch.empty(2 * count * DIM).byte()
-        out = memory.view(torch.int16).view(count, DIM)
-        torch.bitwise_xor(signed[:count], flips, out=out)
-        return out.view(torch.bfloat16)
-
-    counts = [min(BLOCK_ROWS, rows - start) for start in range(0, rows, BLOCK_ROWS)]
-    yield from read_ahead([partial(block, n) for n in counts], Waiting(), reuse=True)
+        torch.bitwise_xor(self._signed[:count], flips, out=self._block[:count])
+        return self._block[:count].view(torch.bfloat16)
 
 
-def stream(rows: int, seed: int = 0) -> tuple[LayerState, list[Decade]]:
-    """The state of all rows, and the time of every decade from 1e6 on."""
-    state, decades = LayerState(DIM), []
-    done, since, began = 0, 0, time.perf_counter()
-    for block in blocks(rows, seed):
-        state.update(block)
-        done += len(block)
-        if done == rows or (done >= 10**6 and math.log10(done).is_integer()):
-            now = time.perf_counter()
-            decades.append(Decade(done, now - began, done - since))
-            since, began = done, now
-    return state, decades
+@dataclass
+class Run:
+    """What is done of a number of rows.
+
+    Attributes:
+        state: Of all rows so far.
+        decades: Those that have ended.
+        seconds: Spent in the decade that has not.
+    """
+
+    state: LayerState = field(default_factory=lambda: LayerState(DIM))
+    decades: list[Decade] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Rows so far."""
+        return self.state.sources.rows_done(_SOURCE)
+
+    def save(self, path: Path) -> None:
+        """Writes the state to `path` and the times beside it."""
+        self.state.save(path)
+        times = {"decades": [asdict(d) for d in self.decades], "seconds": self.seconds}
+        write_atomic(path.with_suffix(".json"), json.dumps(times).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """What an earlier run saved, or nothing done."""
+        if not path.exists():
+            return cls()
+        times = json.loads(path.with_suffix(".json").read_bytes())
+        decades = [Decade(**decade) for decade in times["decades"]]
+        return cls(LayerState.load(path), decades, times["seconds"])
+
+
+def stream(rows: int, seed: int = 0, saved: Path | None = None) -> Run:
+    """Folds the rows in, from where a saved run stopped; tells every decade from 1e6 on."""
+    run = Run.load(saved) if saved else Run()
+    source, shown = Rows(seed), Progress("billion", rows, saved is not None)
+    with shown:
+        shown.skip(run.rows)
+        try:
+            _fold(run, rows, source, shown, saved)
+        except KeyboardInterrupt:
+            if saved:
+                run.save(saved)
+            raise
+    return run
+
+
+def _fold(run: Run, rows: int, source: Rows, shown: Progress, saved: Path | None) -> None:
+    done, began, kept = run.rows, time.perf_counter() - run.seconds, time.monotonic()
+    since = run.decades[-1].rows if run.decades else 0
+    while done < rows:
+        # Blocks end where a decade does: the same rows whatever was asked for.
+        decade = 10 ** max(6, math.floor(math.log10(done + 1)) + 1)
+        first, offset = divmod(done, BLOCK_ROWS)
+        count = min(BLOCK_ROWS - offset, min(rows, decade) - done)
+        block = source.block(first)[offset : offset + count]
+        run.state.update(block, block=Block(_SOURCE, done, done + count))
+        done += count
+        now = time.perf_counter()
+        run.seconds = now - began
+        if done in (rows, decade):
+            run.decades.append(Decade(done, run.seconds, done - since))
+            since, began, run.seconds = done, now, 0.0
+            if saved:
+                print(run.decades[-1].line, flush=True)
+        shown.advance(count, block.nbytes)
+        if saved and (time.monotonic() - kept > SAVE_SECONDS or done == rows):
+            run.save(saved)
+            kept = time.monotonic()
 
 
 def answers(state: LayerState) -> list[Answer]:
@@ -147,25 +219,53 @@ def _beside(metrics: dict[str, float], key: str, expected: float, chance: float)
     return Answer(key, metrics[key], expected, chance + _ROUNDING * expected)
 
 
+def spread(decades: list[Decade]) -> float:
+    """Largest deviation of the last three decades' time per row from their mean, as a share."""
+    paces = [decade.nanoseconds_per_row for decade in decades[-3:]]
+    mean = sum(paces) / len(paces)
+    return max(abs(pace / mean - 1) for pace in paces)
+
+
+def report(run: Run, rows: int) -> dict[str, Any]:
+    """What is written to the file of results."""
+    return {
+        "rows": rows,
+        "dim": DIM,
+        "dtype": "bfloat16",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "aniso": version("aniso"),
+        "cpu_kernels": _native.isa,
+        "threads": torch.get_num_threads(),
+        "seconds": round(sum(decade.seconds for decade in run.decades), 2),
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
+        "spread_of_last_three_decades": round(spread(run.decades), 4),
+        "decades": [{**asdict(d), "ns_per_row": d.nanoseconds_per_row} for d in run.decades],
+        "answers": [{**asdict(a), "inside": a.inside} for a in answers(run.state)],
+    }
+
+
 def main() -> None:
     """Prints the table; exits with 1 when an answer is outside its stated error."""
     parser = argparse.ArgumentParser(description="A billion rows against closed forms.")
     parser.add_argument("--rows", type=float, default=1e9)
-    rows = int(parser.parse_args().rows)
-    began = time.perf_counter()
-    state, decades = stream(rows)
-    found = answers(state)
-    seconds = time.perf_counter() - began
-    print(f"{rows:,} rows × {DIM} bfloat16, {torch.get_num_threads()} threads: {seconds:.1f} s")
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
-    for decade in decades:
-        print(f"to {decade.rows:>14,} rows: {decade.nanoseconds_per_row:8.1f} ns per row")
-    for answer in found:
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
+    given = parser.parse_args()
+    rows = int(given.rows)
+    saved = given.out / f"billion-{rows}.partial.state.safetensors"
+    run = stream(rows, saved=saved)
+    facts = report(run, rows)
+    write_atomic(given.out / f"billion-{rows}.json", json.dumps(facts, indent=1).encode())
+    for path in (saved, saved.with_suffix(".json")):
+        path.unlink()
+    print(f"{rows:,} rows × {DIM} bfloat16, {facts['threads']} threads: {facts['seconds']} s")
+    print(f"peak memory {facts['peak_memory_gb']:.2f} GB, last three decades within "
+          f"{facts['spread_of_last_three_decades']:.1%} of their mean")  # fmt: skip
+    for answer in answers(run.state):
         print(
             f"{answer.name:<22} {answer.found:<22.15g} {answer.expected:<22.15g} "
             f"± {answer.error:.1e} {'inside' if answer.inside else 'OUTSIDE'}"
         )
-    if not all(answer.inside for answer in found):
+    if not all(answer["inside"] for answer in facts["answers"]):
         raise SystemExit(1)
 
 

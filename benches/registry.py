@@ -9,10 +9,12 @@ An op joins with one `Case` per shape in `benches/bench_<op>.py`:
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,8 @@ from aniso.profile import memory_pass
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Where a line of figures goes after every case: a run that is cut off leaves what it had.
+RESULTS = os.environ.get("ANISO_BENCH_RESULTS")
 DEVICE = os.environ.get("ANISO_BENCH_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -41,7 +45,8 @@ class Case:
         error: Relative error of our result against float64; measured before any speed counts.
         nbytes: Bytes the call must move at least; 0 when it is not bound by memory.
         tolerance: The largest error at which a speed may be reported.
-        goals: Ratio to reach per peer, and "limit" for the share of the measured limit.
+        goals: Ratio to reach per peer, "limit" for the share of the measured limit, and
+            "milliseconds" for the most that a GPU may take.
         rounds: How often every call takes its turn; fewer where a peer takes many seconds.
     """
 
@@ -76,6 +81,9 @@ def side_by_side(*cases: Case) -> Callable[..., None]:
         benchmark.group = case.op
         benchmark.extra_info.update(_facts(case, seconds, error, rate, x))
         _print(case, benchmark.extra_info)
+        if RESULTS is not None:
+            with Path(RESULTS).open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"op": case.op, **benchmark.extra_info}) + "\n")
 
     return bench
 
@@ -133,5 +141,7 @@ def _print(case: Case, facts: dict[str, Any]) -> None:
             f"{facts['gb_per_s']:.1f} GB/s, {facts['share_of_limit']:.0%} of the "
             f"{facts['limit_gb_per_s']:.1f} measured"
         )
+    if "milliseconds" in facts:
+        parts.append(f"{facts['milliseconds']['ours']:.2f} ms")
     parts.append(f"error {facts['error']:.1e}")
     sys.stderr.write(f"\n{case.op} {case.shape} on {facts['backend']}: {'; '.join(parts)}\n")

@@ -151,7 +151,10 @@ def shared_cli():
 
 
 class Watched(Dump):
-    """A dump that notes which rows are read, and interrupts its reader once."""
+    """A dump that notes which blocks are read, and interrupts its reader once.
+
+    Rows read one by one are the sample of the distribution.
+    """
 
     def __init__(self, path, interrupt_at=None):
         whole = open_dump(path)
@@ -162,7 +165,8 @@ class Watched(Dump):
 
     def _watch(self, part):
         def read(start, stop, scratch=None):
-            self.reads.append((part.layer, start, stop))
+            if stop - start > 1:
+                self.reads.append((part.layer, start, stop))
             if len(self.reads) == self._interrupt_at:
                 os.kill(os.getpid(), signal.SIGINT)
             return part.read(start, stop, scratch)

@@ -90,7 +90,7 @@ def test_inputs_of_modules_and_the_embeddings():
     norm, seen = "encoder.layer.1.output.LayerNorm", []
     with torch.no_grad():
         plain = model(**inputs).last_hidden_state
-        with aniso.attach(model, norm, lambda x, mask: -x, site="input") as handle:
+        with aniso.attach(model, norm, lambda x, mask: -x, side="input") as handle:
             # Its bias is 0: the norm of −x is minus that of x.
             assert torch.allclose(model(**inputs).last_hidden_state, -plain, atol=1e-5)
         assert handle.layers == (norm,)
@@ -240,8 +240,8 @@ def test_refusals_are_one_sentence():
     model = bert()
     with pytest.raises(aniso.InputError, match="near names are"):
         aniso.attach(model, "encoder.layer.7", aniso.SoftDecay())
-    with pytest.raises(aniso.InputError, match="site is 'both'"):
-        aniso.attach(model, 0, aniso.SoftDecay(), site="both")
+    with pytest.raises(aniso.InputError, match="side is 'both'"):
+        aniso.attach(model, 0, aniso.SoftDecay(), side="both")
     with pytest.raises(aniso.InputError, match=r"is no nn\.Module"):
         aniso.attach(model, 0, aniso.soft_decay, register=True)
     with aniso.attach(model, "encoder", aniso.SoftDecay()):

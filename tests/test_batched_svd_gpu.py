@@ -82,6 +82,30 @@ def test_every_kind_is_right_or_left_to_torch(kind, vectors):
             assert (checks[0, done] < 1e-10).all() and (checks[1, done] < 1e-5).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "m", "n", "k"),
+    [
+        ("integer", 161, 200, 161),
+        ("clustered", 200, 170, 170),
+        ("repeated", 177, 190, 177),
+        ("near overflow", 333, 350, 40),
+        ("denormal", 192, 192, 192),
+        ("sink row", 240, 300, 9),
+        ("integer", 512, 520, 512),
+    ],
+)
+def test_two_stages_where_the_gram_matrix_is_off_the_chip(kind, m, n, k):
+    """Orders that are whole blocks of the band and others, all the values and the first."""
+    x = matrices(kind, 1, m, n).float()
+    values, left, right, bounds, checks, methods = factorized(x, k, threads=4, near=False)
+    assert (methods == GRAM).all()
+    require_values(x, values, bounds)
+    require_factors(x, values, left, right)
+    assert (checks[0] < 1e-10).all() and (checks[1] < 1e-5).all()
+    alone, *_ = factorized(x, k, vectors=False, threads=4, near=False)
+    require_values(x, alone, bounds)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", [4, 16])
 def test_dtypes_strides_and_top_k(dtype, threads):

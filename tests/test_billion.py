@@ -1,5 +1,7 @@
 """The billion-row bench, scaled down: answers lie inside their stated errors, wrong ones do not."""
 
+import json
+
 import billion
 import pytest
 import torch
@@ -11,27 +13,58 @@ def streamed():
 
 
 def test_every_answer_is_inside_its_stated_error(streamed):
-    state, decades = streamed
-    found = billion.answers(state)
+    found = billion.answers(streamed.state)
     assert [answer for answer in found if not answer.inside] == []
     assert found[0].found == 1_000_000
-    assert [decade.rows for decade in decades] == [1_000_000]
-    assert decades[0].nanoseconds_per_row > 0
+    assert [decade.rows for decade in streamed.decades] == [1_000_000]
+    assert streamed.decades[0].nanoseconds_per_row > 0
 
 
 def test_answers_of_other_rows_are_outside(streamed, monkeypatch):
     values = billion.magnitudes()
     values[3] *= 1.5
     monkeypatch.setattr(billion, "magnitudes", lambda: values)
-    outside = {answer.name for answer in billion.answers(streamed[0]) if not answer.inside}
+    outside = {answer.name for answer in billion.answers(streamed.state) if not answer.inside}
     assert outside >= {"mean_norm", "mean_cosine", "var_cosine", "Σσ²/N", "largest error of σ²/N"}
 
 
 def test_rows_have_the_stated_signs_and_magnitudes():
-    first, second = (block.clone() for block in billion.blocks(2 * billion.BLOCK_ROWS))
+    source = billion.Rows()
+    first, second = (source.block(i).clone() for i in (0, 1))
     assert torch.equal(first.abs(), billion.magnitudes().expand_as(first))
     assert bool((first[:, 0] > 0).all())
     share = (first[:, 1:] > 0).double().mean(0)
     assert float((share - 0.5).abs().max()) < 6 * 0.5 / billion.BLOCK_ROWS**0.5
     flipped = (first != second).double().mean(0)
     assert set(flipped.tolist()) == {0.0, 1.0}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_state(tmp_path, monkeypatch):
+    rows, saved = 20_000, tmp_path / "s.state.safetensors"
+    whole = billion.stream(rows)
+    block, asked = billion.Rows.block, []
+
+    def interrupt(self, i, *count):
+        asked.append(i)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return block(self, i, *count)
+
+    monkeypatch.setattr(billion.Rows, "block", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        billion.stream(rows, saved=saved)
+    assert billion.Run.load(saved).rows == 3 * billion.BLOCK_ROWS
+    again = billion.stream(rows, saved=saved)
+    assert asked == [0, 1, 2, 3, 3, 4]
+    assert again.decades[0].rows_since == rows
+    for name, tensor in whole.state.state_dict().items():
+        assert torch.equal(tensor, again.state.state_dict()[name]), name
+
+
+def test_the_command_writes_its_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["billion", "--rows", "3e5", "--out", str(tmp_path)])
+    billion.main()
+    facts = json.loads((tmp_path / "billion-300000.json").read_text())
+    assert facts["rows"] == 300_000 and all(answer["inside"] for answer in facts["answers"])
+    assert [path.name for path in tmp_path.iterdir()] == ["billion-300000.json"]
+    assert "to        300,000 rows" in capsys.readouterr().out

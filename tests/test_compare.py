@@ -12,6 +12,7 @@ import aniso
 from aniso import reference
 from aniso._compare_sources import compare_sources
 from aniso.metrics import METRICS
+from aniso.report import ComparisonReport
 
 LAYERS = ["embeddings", "encoder.layer.0", "encoder.layer.1"]
 
@@ -282,3 +283,31 @@ def test_increase_is_b_less_a(tmp_path, dumps):
     cli, condition = shared_cli(), ["--fail-if", "mean_norm.increase>0.1"]
     assert cli.run("compare", "a.safetensors", "b4.safetensors", *condition, cwd=tmp_path).code == 1
     assert cli.run("compare", "b4.safetensors", "a.safetensors", *condition, cwd=tmp_path).code == 0
+
+
+def test_the_page_shows_before_and_after(tmp_path, dumps):
+    done = shared_cli().run("compare", "a.safetensors", "b", "--out", "out", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "comparison.html: " in done.out
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    result = strict_json((tmp_path / "out" / "comparison.json").read_text())
+    for key in ("cosine", "rank", "drift", "isoscore", "spectrum", "likeness"):
+        assert f'id="figure-{key}"' in page and f'id="plot-{key}-' in page
+    assert page.count("before (A)") >= 5
+    changes = {x["name"]: abs(x["delta"]["mean_cosine"]) for x in result["layers"]}
+    assert f'<p class="lead">{max(changes, key=changes.get)} changed most of 3 layers' in page
+
+
+def test_the_page_without_pairs_says_what_is_missing(tmp_path, dumps):
+    report = compare_sources(tmp_path / "a.safetensors", tmp_path / "a.safetensors", progress=False)
+    bare = {
+        name: aniso.compare(one.metrics_a, one.metrics_b) for name, one in report.layers.items()
+    }
+    page = ComparisonReport("a", "b", bare).to_html()
+    assert "Rows are not paired" in page and "RSA-Pearson</th>" not in page
+    assert (
+        "No layer has a defined mean cosine"
+        in ComparisonReport(
+            "a", "b", {"x": aniso.compare(*[aniso.LayerState(3, gram=False)] * 2)}
+        ).to_html()
+    )

@@ -9,7 +9,9 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import time
+from contextlib import contextmanager
 
 import pytest
 from dump_helpers import file_names, rows, shared_cli, write_shard
@@ -98,6 +100,31 @@ def test_a_full_disk_is_told_and_the_run_goes_on_from_the_last_save(dump, monkey
     assert kept == []
     analyze(dump / "d", out=out, progress=False)
     assert bits_of(out) == bits_of(dump / "whole")
+
+
+@contextmanager
+def small_disk(folder, pages):
+    """A file system of so many pages; `grow` gives it room. Needs root."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={pages * 4}k", "x", folder], check=True)
+    try:
+        yield lambda: subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("trial", range(REPEATS) if os.geteuid() == 0 else [])
+def test_a_disk_that_is_full_is_told_and_the_run_goes_on_when_it_has_room(dump, tmp_path, trial):
+    options = {"cwd": dump, "block_bytes": BLOCK}
+    out = tmp_path / "disk"
+    with small_disk(out, random.Random(trial).randrange(2, 40)) as grow:
+        ended = shared_cli().run("analyze", "d", "--out", out, checkpoint_seconds=0.01, **options)
+        assert ended.code == 2 and "No space left" in ended.err, ended.err
+        assert [line.startswith("aniso: ") for line in ended.err.splitlines()][-1]
+        grow()
+        finished_again(dump, out)
+        assert bits_of(out) == bits_of(dump / "whole")
+        assert [name for name in file_names(out) if name.startswith(".")] == []
 
 
 def test_files_of_limited_size_are_told(dump, tmp_path):

@@ -68,9 +68,10 @@ NAMES = [
 SIGNATURES = {
     "analyze": "(source, *, out=None, layers=None, gram=True, strict=False, resume=True, "
     "deterministic=False, progress=True)",
-    "attach": "(model, layers, transform, *, site='output', register=False)",
-    "capture": "(model, layers=None, *, exclude_special_tokens=False, exclude_token_ids=(), "
-    "tokenizer=None, gram=True, save=None)",
+    "attach": "(model, layers, transform, *, side='output', register=False)",
+    "capture": "(model, layers=None, *, sites='residual', exclude_special_tokens=False, "
+    "exclude_token_ids=(), max_norm_multiple=None, tokenizer=None, gram=True, groups=None, "
+    "memory=None, save=None)",
     "cosine_histogram": "(x, *, other=None, mask=None, bins=2048, max_pairs=None, seed=0, "
     "confidence=0.99)",
     "cosine_quantile": "(x, q, *, mask=None, tolerance=1e-06)",
@@ -230,6 +231,7 @@ def test_importing_the_package_loads_no_torch():
         "aniso.state.sequence_state",
         "aniso.state.sketch_state",
         "aniso.integrations.sklearn",
+        "aniso.integrations.torchmetrics",
         "aniso.ops.spectral_map",
         "aniso.transform",
     ],

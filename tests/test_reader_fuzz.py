@@ -1,6 +1,6 @@
 """Damaged and hostile files: every reader gives rows or one sentence that names the file.
 
-ANISO_FUZZ=100000 tries as many inputs per format.
+ANISO_FUZZ=100000 tries as many inputs per test; tests/fuzz_readers.py does so without pytest.
 """
 
 import itertools
@@ -10,14 +10,20 @@ import struct
 import time
 import tracemalloc
 
+import fuzz_readers
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from dump_helpers import rows, write_npy, write_shard
-from hypothesis import HealthCheck, example, given, settings
+import zarr
+from dump_helpers import read_all, rows
+from fuzz_readers import fuzz
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_dump_formats import write_ipc, write_parquet, write_pt, write_zarr
+from test_dump_formats import vectors, write_parquet, write_zarr
 
 from aniso import InputError, open_dump
+from aniso.dumps._unpacked import ParquetPages, refuse_unpacking
 
 EXAMPLES = int(os.environ.get("ANISO_FUZZ", "150"))
 # What a reader may take besides ten times the input: buffers of fixed size, imports, messages.
@@ -29,30 +35,6 @@ often = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-
-FILES = {
-    "f.safetensors": lambda p: write_shard(p, {"a": rows(9, 4), "token_ids": torch.arange(9)}),
-    "v.safetensors": lambda p: write_shard(
-        p,
-        {
-            "hidden_states": torch.randn(5, 2, 4).to(torch.float8_e4m3fn),
-            "hidden_states_scale": torch.rand(5, 2),
-        },
-    ),
-    "f.npy": lambda p: write_npy(p, rows(9, 4)),
-    "c.npy": lambda p: write_npy(p, rows(9, 4).numpy().T.copy().T.astype(">f4")),
-    "f.parquet": lambda p: write_parquet(p, rows(9, 4)),
-    "l.parquet": lambda p: write_parquet(p, rows(9, 4), "list"),
-    "f.arrow": lambda p: write_ipc(p, rows(9, 4), "list", token_ids=torch.arange(9)),
-    "f.feather": lambda p: write_ipc(p, rows(9, 4)),
-    "f.pt": lambda p: write_pt(p, rows(9, 4)),
-}
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("good")
-    return {name: write(folder / name).read_bytes() for name, write in FILES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -78,46 +60,93 @@ def opens_or_is_refused(path, size):
     assert time.perf_counter() - began < SECONDS
 
 
-def damaged(data, damage):
-    """Bytes overwritten, cut out and doubled."""
-    data = bytearray(data)
-    for kind, share, value in damage:
-        place = min(int(share * len(data)), len(data) - 1)
-        if kind == "byte":
-            data[place] = value
-        elif kind == "number":
-            data[place : place + 8] = struct.pack("<Q", (1 << (value % 64)) - value % 3)[
-                : len(data) - place
-            ]
-        elif kind == "cut":
-            del data[place : place + value + 1]
-        elif kind == "end":
-            del data[place:]
-        else:
-            data[place:place] = data[place : place + value + 1]
-        data = data or bytearray(1)
-    return bytes(data)
+def test_damaged_files_of_every_format():
+    found = fuzz(20 * EXAMPLES)
+    assert not found.findings
+    assert found.inputs.keys() == fuzz_readers.WEIGHTS.keys()
+    assert all(0 < found.read[kind] < count for kind, count in found.inputs.items())
 
 
-KINDS = st.sampled_from(["byte", "byte", "number", "cut", "end", "double"])
-DAMAGE = st.lists(
-    st.tuples(KINDS, st.floats(0, 1, exclude_max=True), st.integers(0, 255)),
-    min_size=1,
-    max_size=4,
-)
+def reported(folder, count):
+    sign, report = folder / "sign", folder / "report"
+    sign.write_bytes(bytes(8))
+    fuzz_readers.batch(0, 0, count, sign, report)
+    return json.loads(report.read_text())["findings"]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::SyntaxWarning")
-@pytest.mark.parametrize("name", FILES)
-def test_damaged_files(good, folder, name):
-    @often
-    @given(DAMAGE)
-    def check(damage):
-        data = damaged(good[name], damage)
-        (folder / name).write_bytes(data)
-        opens_or_is_refused(folder / name, len(data))
+def test_the_fuzzer_finds_readers_that_fail_or_dawdle(tmp_path, monkeypatch):
+    assert reported(tmp_path, 3) == []
+    monkeypatch.setattr(fuzz_readers, "SECONDS", 0.0)
+    assert len(reported(tmp_path, 3)) == 3
+    monkeypatch.setattr(fuzz_readers, "read_all", lambda path: [][0])
+    assert "IndexError" in reported(tmp_path, 1)[0]
+    taken = []
+    monkeypatch.setattr(
+        fuzz_readers, "read_all", lambda path: len(taken.append(bytes(1 << 28)) or [])
+    )
+    assert "MiB for" in reported(tmp_path, 2)[-1]
 
-    check()
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_arrow_buffers_that_state_an_absurd_size_are_refused(tmp_path, codec):
+    path, x = tmp_path / "d.feather", pa.table({"a": vectors(torch.ones(4000, 64))})
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, x.schema, options=options) as f:
+        f.write_table(x)
+    assert torch.equal(read_all(open_dump(path)["a"])[0], torch.ones(4000, 64))
+    data = path.read_bytes()
+    magic = {"lz4": b"\x04\x22\x4d\x18", "zstd": b"\x28\xb5\x2f\xfd"}[codec]
+    packed = struct.pack("<q", 4000 * 64 * 4) + magic
+    assert data.count(packed) == 1
+    path.write_bytes(data.replace(packed, struct.pack("<q", 1 << 40) + magic))
+    with pytest.raises(InputError, match=r"d\.feather has a batch that states that .* unpack to"):
+        open_dump(path)
+
+
+def test_parquet_pages_that_state_an_absurd_size_are_refused(tmp_path):
+    path = write_parquet(tmp_path / "d.parquet", rows(9, 4))
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    data = bytearray(path.read_bytes())
+    # A page header begins with its type, two bytes, then the size unpacked, a varint.
+    assert data[begin + 2] == 0x15
+    data[begin + 3 : begin + 5] = b"\xff\x7f"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"d\.parquet"):
+        list(open_dump(path)["h.0"].blocks())
+    pages = ParquetPages(write_parquet(tmp_path / "e.parquet", rows(9, 4)))
+    pages.check(0, "h.0.list.element")
+    with pytest.raises(InputError, match="unpack to 2,000,000,000"):
+        refuse_unpacking(2_000_000_000, 1000, "a page")
+    refuse_unpacking(2_000_000_000, 20_000_000, "a page")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_zarr_chunks_that_state_an_absurd_size_are_refused(tmp_path, version, sharded):
+    if sharded and version == 2:
+        return
+    path, shards = tmp_path / "d.zarr", {"shards": (8, 4)} if sharded else {}
+    x = torch.ones(8, 4)
+    zarr.create_array(str(path), data=x.numpy(), chunks=(4, 4), zarr_format=version, **shards)
+    assert torch.equal(read_all(open_dump(path)["d"])[0], x)
+    (chunk, *_) = sorted(p for p in path.rglob("*") if p.is_file() and "z" not in p.name)
+    data = bytearray(chunk.read_bytes())
+    begin = data.index(b"\x28\xb5\x2f\xfd")
+    # A single segment whose content size takes four bytes.
+    data[begin + 4 : begin + 9] = b"\xa0" + struct.pack("<I", 1 << 30)
+    chunk.write_bytes(data)
+    with pytest.raises(InputError, match=r"unpacks to 1,073,741,824 bytes where a chunk has 64"):
+        list(open_dump(path)["d"].blocks())
+
+
+def test_a_zarr_array_that_states_rows_it_does_not_store_is_refused(tmp_path):
+    path = write_zarr(tmp_path / "d.zarr", rows(9, 4))
+    facts = json.loads((path / "h.0" / "zarr.json").read_text())
+    facts["shape"] = [1 << 40, 4]
+    (path / "h.0" / "zarr.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=r"of which .* are stored"):
+        open_dump(path)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "npy", "parquet", "arrow", "feather", "pt"])
@@ -159,21 +188,6 @@ def test_headers_and_descriptions_of_any_json(tmp_path_factory, value, more):
     (folder / "set" / "dataset_info.json").write_bytes(text)
     for name in ("h.safetensors", "h.raw", "index", "set"):
         opens_or_is_refused(folder / name, 1000 + len(text))
-
-
-@often
-@given(
-    st.sampled_from(["zarr.json", "h.0/zarr.json", "h.0/c/0/0"]),
-    DAMAGE,
-)
-@example("h.0/zarr.json", [("cut", 0.5, 255)])
-def test_damaged_zarr(tmp_path_factory, name, damage):
-    base = tmp_path_factory.getbasetemp() / "z"
-    base.mkdir(exist_ok=True)
-    path = write_zarr(base / "d.zarr", rows(9, 4))
-    data = (path / name).read_bytes()
-    (path / name).write_bytes(damaged(data, damage))
-    opens_or_is_refused(path, 10_000)
 
 
 def test_sizes_that_a_file_does_not_have_are_refused_before_memory_is_taken(folder):

@@ -86,7 +86,7 @@ def test_the_end_of_the_file_is_told(tmp_path, scratch, state):
         file.fill(memoryview(bytearray(8)), 30_000, 8)
 
 
-def test_blocks_reuse_two_buffers(tmp_path, monkeypatch):
+def test_blocks_reuse_three_buffers(tmp_path, monkeypatch):
     monkeypatch.setattr(dump_module, "_BLOCK_BYTES", 100 * 6 * 4)
     x = rows(1000)
     layer = open_dump(write_shard(tmp_path / "d.safetensors", {"a": x}))["a"]
@@ -97,7 +97,7 @@ def test_blocks_reuse_two_buffers(tmp_path, monkeypatch):
     assert torch.equal(torch.cat(seen), x)
     assert len(seen) == 10
     # A longer block may have asked for more memory once.
-    assert len(places) <= 4
+    assert len(places) <= 6
     assert len({block.rows.data_ptr() for block in [*layer.blocks()]}) == 10
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aniso.metrics import METRICS, LayerMetrics
+from aniso.metrics import METRICS, LayerMetrics, cosine_histogram
 from aniso.report import Report
 
 HOSTILE = '<script>alert("x")</script> $x^2$ & \x00 [bold]'
@@ -29,6 +29,7 @@ def layer(seed=0, dim=48, rows=300, gram=True, **counts):
     sigma = np.linalg.svd(x, compute_uv=False)
     metrics = dict.fromkeys(METRICS, 0.5 + seed / 7)
     spectral = {"rankme": 40.123, "effective_rank": 30.5, "participation_ratio": 20.25}
+    spectral["isoscore"] = 0.41
     metrics |= spectral if gram else dict.fromkeys(spectral, math.nan)
     metrics |= {"mean_cosine": float(shares.sum()), "std_cosine": 0.1, "relative_drift": 1 / 3}
     empty = {"zero_rows": 0, "nonfinite_rows": 0, "masked_rows": 0}
@@ -128,7 +129,7 @@ def test_layers_keep_their_order_everywhere():
     assert [entry["name"] for entry in report.results()["layers"]] == list(layers)
     assert [str(cell) for cell in report.table().columns[0].cells] == list(layers)
     page = Page(report.to_html())
-    assert page.rows == list(layers) * 2
+    assert page.rows == list(layers) * 3
 
 
 def test_page_loads_nothing_from_outside():
@@ -150,6 +151,33 @@ def test_page_is_small_and_always_the_same():
     report = Report(layers, {"model": "m"})
     assert report.to_html() == report.to_html()
     assert len(report.to_html().encode()) < 500_000
+
+
+def test_48_layers_with_everything_stay_small():
+    layers = stack(48)
+    x = np.random.default_rng(0).standard_normal((300, 8)) + 0.3
+    found = cosine_histogram(x, bins=200)
+    html = Report(layers, {}, distributions=dict.fromkeys(layers, found)).to_html()
+    assert Page(html).figures() == len(PLOTS) + 1
+    assert len(html.encode()) < 2_000_000
+
+
+@pytest.mark.parametrize("width", [8, 22, 60, 100])
+@pytest.mark.parametrize("count", [3, 7, 48, 200])
+def test_trends_fit_and_follow_the_values(width, count):
+    from aniso.report._table import BARS, plain_text, sparkline
+
+    layers = {f"h.{i}": layer(seed=i % 5) for i in range(count)}
+    assert max(map(len, plain_text(Report(layers, {}).trends(60), 60).splitlines())) <= 60
+    line = sparkline(list(range(count)), width)
+    assert len(line) == min(count, width)
+    assert (line[0], line[-1]) == (BARS[0], BARS[-1]) and list(line) == sorted(line)
+    assert sparkline([1.0, math.nan, 2.0, 1.5], width)[:4] == "▁ █▅"
+
+
+def test_trends_of_few_layers_are_none():
+    assert Report({"a": layer(), "b": layer()}, {}).trends() is None
+    assert set(Report(stack(3), {}).trends().columns[1].cells) != set()
 
 
 def test_every_plot_is_drawn_and_ids_are_unique():
@@ -224,6 +252,7 @@ def test_without_gram_the_spectra_are_left_out_with_a_reason():
     page = Page(html)
     assert page.figures() == len(PLOTS) - 2
     assert "no singular values to draw" in html
+    assert "directions with 50%" not in html
     assert "Figure 4." in html
     assert "Figure 5." not in html
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from aniso.triton_kernels import planes
 from aniso.triton_kernels.aot import AotCase
-from aniso.triton_kernels.gram import aot_cases, gram, gram_kernel
+from aniso.triton_kernels.gram import aot_cases, gram, gram64_kernel, gram_kernel
 from aniso.triton_kernels.launch_configs import gram_config
 from aniso.triton_kernels.tiles import FLOAT64_DOTS
 from aot import SHARED_LIMIT, compiled, resources, serialized
@@ -44,6 +44,8 @@ def test_compiles_without_spills(run, tmp_path):
         # One dot is in flight while the next step's tiles are waited for.
         assert "wgmma.wait_group.sync.aligned 1;" in kernel.asm["ptx"]
         assert not serialized(kernel, tmp_path)
+    if case.kernel is gram64_kernel:
+        assert re.search(r"mma\.sync\.aligned\.\S*\.f64\.f64", kernel.asm["ptx"])
 
 
 @triton.jit

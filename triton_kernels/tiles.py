@@ -88,6 +88,11 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def multiplies_float64(device: torch.device) -> bool:
+    """Whether this Triton compiles dots of float64 for the GPU; compiled are FLOAT64_DOTS."""
+    return capability(device) // 10 in {dots // 10 for dots in (0, *FLOAT64_DOTS)}
+
+
 def multiprocessors(device: torch.device) -> int:
     """Multiprocessors of a GPU; a few in Triton's interpreter."""
     if device.type != "cuda":

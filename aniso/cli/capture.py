@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,6 +25,12 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
     "--layers", multiple=True, metavar="GLOB", help="Name, glob or position; may be repeated."
 )
 @click.option(
+    "--sites",
+    default="residual",
+    show_default=True,
+    help="What to read of every layer: residual, attention, mlp, queries, keys; several by commas.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder for results.json, report.html and the states.",
@@ -35,6 +43,25 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
     help="Apply SoftDecay to a layer of the running model, such as 5=-0.6; may be repeated.",
 )
 @click.option("--exclude-special-tokens", is_flag=True, help="Leave out [CLS], [SEP] and the like.")
+@click.option(
+    "--exclude-token-id", multiple=True, type=int, help="Leave out a token id; may be repeated."
+)
+@click.option(
+    "--max-norm-multiple",
+    type=float,
+    metavar="K",
+    help="Leave out rows whose norm is over K times the median of their layer and batch.",
+)
+@click.option(
+    "--groups",
+    type=click.Choice(["token_ids", "sentence", "position"]),
+    help="Mean cosine within and between groups of rows as well.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What the states may take, such as 4GiB: Grams if they fit, else sketches or moments.",
+)
 @click.option("--no-gram", is_flag=True, help="First-order statistics only: faster, no spectra.")
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
 @click.option("--max-length", default=512, show_default=True, type=click.IntRange(min=1))
@@ -45,10 +72,15 @@ def command(
     model: str,
     text: Path,
     layers: tuple[str, ...],
+    sites: str,
     out: Path | None,
     save: Path | None,
     soft_decay: tuple[str, ...],
     exclude_special_tokens: bool,
+    exclude_token_id: tuple[int, ...],
+    max_norm_multiple: float | None,
+    groups: Any,
+    memory: str | None,
     no_gram: bool,
     batch_size: int,
     max_length: int,
@@ -70,15 +102,29 @@ def command(
         texts,
         {"model": model, "text": str(text)},
         layers=layers or None,
+        sites=[site.strip() for site in sites.split(",")],
         out=out,
         save=save,
         soft_decay=dict(_layer_alpha(item) for item in soft_decay),
         exclude_special_tokens=exclude_special_tokens,
+        exclude_token_ids=exclude_token_id,
+        max_norm_multiple=max_norm_multiple,
+        groups=groups,
+        memory=memory,
         gram=not no_gram,
         batch_size=batch_size,
         progress=progress_mode(json_lines),
+        announce=_announce_json if json_lines else _announce,
     )
     show_report(report, out, json_lines)
+
+
+def _announce(memory: str) -> None:
+    click.echo(f"memory: {memory}", err=True)
+
+
+def _announce_json(memory: str) -> None:
+    click.echo(json.dumps({"memory": memory}), err=True)
 
 
 def _layer_alpha(item: str) -> tuple[str, float]:

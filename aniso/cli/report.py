@@ -12,6 +12,7 @@ import click
 from aniso.cli._show import show_report
 
 if TYPE_CHECKING:
+    from aniso.metrics import CosineHistogram
     from aniso.report import Report
 
 
@@ -47,8 +48,9 @@ def _report(states: tuple[Path, ...]) -> Report:
 
     files: dict[str, Path] = {}
     provenance: dict[str, Any] = {}
+    drawn: dict[str, CosineHistogram] = {}
     for path in states:
-        found, more = _states_of(path)
+        found, more, distributions = _states_of(path)
         for name, file in found.items():
             if name in files:
                 raise InputError(
@@ -56,12 +58,18 @@ def _report(states: tuple[Path, ...]) -> Report:
                 )
             files[name] = file
         provenance |= more
-    layers = {name: LayerState.load(file).compute() for name, file in files.items()}
-    return Report(layers, provenance or {"sources": [str(path) for path in states]})
+        drawn |= distributions
+    loaded = {name: LayerState.load(file) for name, file in files.items()}
+    layers = {name: state.compute() for name, state in loaded.items()}
+    groups = {name: state.group_cosine() for name, state in loaded.items() if state.groups}
+    provenance = provenance or {"sources": [str(path) for path in states]}
+    return Report(layers, provenance, distributions=drawn, groups=groups)
 
 
-def _states_of(path: Path) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Layer to state file in order of execution, and what is known of where they came from."""
+def _states_of(
+    path: Path,
+) -> tuple[dict[str, Path], dict[str, Any], dict[str, CosineHistogram]]:
+    """Layer to state file in order of execution, where they came from, their distributions."""
     from aniso._names import natural_key
     from aniso.errors import InputError
     from aniso.state import STATE_SUFFIX, is_state
@@ -70,7 +78,7 @@ def _states_of(path: Path) -> tuple[dict[str, Path], dict[str, Any]]:
         return unquote(file.name.removesuffix(STATE_SUFFIX))
 
     if path.is_file() and is_state(path):
-        return {name_of(path): path}, {}
+        return {name_of(path): path}, {}, {}
     listed = [file for file in path.iterdir() if is_state(file)] if path.is_dir() else []
     if not listed:
         raise InputError(
@@ -78,21 +86,29 @@ def _states_of(path: Path) -> tuple[dict[str, Path], dict[str, Any]]:
             "folder of aniso analyze"
         )
     found = {name_of(file): file for file in listed}
-    order, provenance = _results(path / "results.json")
+    order, provenance, drawn = _results(path / "results.json")
     known = [name for name in order if name in found]
     names = dict.fromkeys([*known, *sorted(found, key=natural_key)])
-    return {name: found[name] for name in names}, provenance
+    drawn = {name: one for name, one in drawn.items() if name in found}
+    return {name: found[name] for name in names}, provenance, drawn
 
 
-def _results(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """Layers in order and provenance, as an analysis left them beside its states."""
+def _results(path: Path) -> tuple[list[str], dict[str, Any], dict[str, CosineHistogram]]:
+    """Layers in order, provenance, distributions: as an analysis left them beside its states."""
     from aniso.errors import InputError
+    from aniso.report import distribution_of
 
     if not path.exists():
-        return [], {}
+        return [], {}, {}
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        return [str(layer["name"]) for layer in results["layers"]], dict(results["provenance"])
+        layers = {str(layer["name"]): layer for layer in results["layers"]}
+        drawn = {
+            name: distribution_of(layer["cosine_distribution"])
+            for name, layer in layers.items()
+            if "cosine_distribution" in layer
+        }
+        return list(layers), dict(results["provenance"]), drawn
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is no result of aniso analyze; remove it, its folder is reported without"

@@ -3,7 +3,7 @@
 from aniso.dumps._part import Part
 from aniso.dumps._read_ahead import Waiting
 from aniso.dumps.dump import Dump, DumpBlock, DumpLayer, StoredBlock, open_dump, read_blocks
-from aniso.dumps.writer import DumpWriter
+from aniso.dumps.writer import DumpWriter, RowWriter
 
 __all__ = [
     "Dump",
@@ -11,6 +11,7 @@ __all__ = [
     "DumpLayer",
     "DumpWriter",
     "Part",
+    "RowWriter",
     "StoredBlock",
     "Waiting",
     "open_dump",

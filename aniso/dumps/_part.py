@@ -49,6 +49,7 @@ class Part:
         read: read(start, stop, scratch) gives those rows, in the scratch where it can.
         stated_layers: Names of all layers in order of execution, where the file states them.
         stamp: Size and time of change of the file before its header was read.
+        single_rows: Whether one row can be read without its neighbours.
     """
 
     layer: str
@@ -60,6 +61,7 @@ class Part:
     read: Callable[[int, int, Scratch | None], Tensor]
     stated_layers: tuple[str, ...] = ()
     stamp: tuple[int, int] | None = None
+    single_rows: bool = False
 
     def check(self) -> None:
         """Raises InputError unless these are rows [n, d] of a floating dtype."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from aniso.dumps._optional import optional
 from aniso.dumps._part import Part
 from aniso.dumps._reason import reason
 from aniso.dumps._sidecar import read_sidecar
+from aniso.dumps._unpacked import ParquetPages, arrow_blocks, arrow_rows
 from aniso.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS = 1 << 12
 _BUFFER_BYTES = 1 << 20
+# Rows that are all alike pack well; beyond this the number is damaged.
+_ROWS_PER_BYTE = 1000
+_ALIKE_BYTES = 1 << 24
 _FILE_MAGIC = b"ARROW1"
 _DTYPES = {
     "double": torch.float64,
@@ -57,12 +62,17 @@ class _Parquet:
         metadata = self._file.metadata
         self._groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self.rows = sum(self._groups)
+        self._pages = ParquetPages(path)
+        size = path.stat().st_size
+        if min(self._groups, default=0) < 0 or self.rows > _ROWS_PER_BYTE * size:
+            raise InputError(f"{path} states {self.rows:,} rows in {size:,} bytes; write it again")
 
     def batches(self, column: str, start: int) -> Iterator[tuple[int, Any]]:
         first = 0
         for i, count in enumerate(self._groups):
             if first + count > start:
                 row = first
+                self._pages.check(i, column)
                 for batch in self._file.iter_batches(_BATCH_ROWS, [i], [column], use_threads=False):
                     yield row, batch.column(0)
                     row += len(batch)
@@ -70,30 +80,59 @@ class _Parquet:
 
 
 class _Ipc:
-    """An Arrow file or stream; its batches are mapped, none is copied before it is asked for."""
+    """An Arrow file or stream, mapped; a batch is unpacked when its rows are asked for."""
 
     def __init__(self, path: Path) -> None:
-        arrow = optional("pyarrow", "parquet", path)
-        ipc = optional("pyarrow.ipc", "parquet", path)
-        mapped = arrow.memory_map(str(path))
-        with path.open("rb") as file:
-            is_file = file.read(len(_FILE_MAGIC)) == _FILE_MAGIC
-        if is_file:
-            reader = ipc.open_file(mapped)
-            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        else:
-            reader = ipc.open_stream(mapped)
-            self._batches = list(reader)
-        self.schema = reader.schema
-        self.rows = sum(batch.num_rows for batch in self._batches)
+        self._arrow = optional("pyarrow", "parquet", path)
+        self._ipc = optional("pyarrow.ipc", "parquet", path)
+        self._path = path
+        self._mapped = self._arrow.memory_map(str(path)).read_buffer()
+        head = self._mapped[: len(_FILE_MAGIC)].to_pybytes()
+        self._is_file = head == _FILE_MAGIC
+        self.schema = self._open(None).schema
+        self._lengths = list(self._rows_of_file() if self._is_file else self._rows_of_stream())
+        self.rows = sum(self._lengths)
 
     def batches(self, column: str, start: int) -> Iterator[tuple[int, Any]]:
-        first, index = 0, self.schema.get_field_index(column)
-        for batch in self._batches:
-            if first + batch.num_rows > start:
+        first, reader = 0, self._open(self.schema.get_field_index(column))
+        for i, count in enumerate(self._lengths):
+            if first + count > start:
+                batch = reader.get_batch(i) if self._is_file else reader.read_next_batch()
                 for row in range(0, batch.num_rows, _BATCH_ROWS):
-                    yield first + row, batch.column(index).slice(row, _BATCH_ROWS)
-            first += batch.num_rows
+                    yield first + row, batch.column(0).slice(row, _BATCH_ROWS)
+            elif not self._is_file:
+                reader.read_next_batch()
+            first += count
+
+    def _open(self, field: int | None) -> Any:
+        fields = None if field is None else [field]
+        options = self._ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        source = self._arrow.BufferReader(self._mapped)
+        opened = self._ipc.open_file if self._is_file else self._ipc.open_stream
+        return opened(source, options=options)
+
+    def _rows_of_file(self) -> Iterator[int]:
+        size = len(self._mapped)
+        (length,) = struct.unpack("<i", self._mapped[size - 10 : size - 6].to_pybytes())
+        footer = self._mapped[size - 10 - length : size - 10].to_pybytes()
+        for blocks in arrow_blocks(footer):
+            for begin, count in blocks:
+                if begin < 0 or count <= 0 or begin + count > size:
+                    raise InputError(f"{self._path} has a batch outside the file; write it again")
+                source = self._arrow.BufferReader(self._mapped[begin : begin + count])
+                yield from self._rows_of(self._ipc.read_message(source))
+
+    def _rows_of_stream(self) -> Iterator[int]:
+        source = self._arrow.BufferReader(self._mapped)
+        for message in self._ipc.MessageReader.open_stream(source):
+            yield from self._rows_of(message)
+
+    def _rows_of(self, message: Any) -> Iterator[int]:
+        """The rows of a message that is a record batch."""
+        body = memoryview(message.body) if message.body is not None else memoryview(b"")
+        rows = arrow_rows(message.metadata.to_pybytes(), body, self._path)
+        if rows is not None:
+            yield rows
 
 
 def parquet_parts(path: Path) -> list[Part]:
@@ -146,7 +185,7 @@ def inside(folder: Path, name: Any, index: Path) -> Path:
 
 def _parts(path: Path, kind: Callable[[Path], _Table]) -> list[Part]:
     arrow = optional("pyarrow", "parquet", path)
-    errors = (arrow.ArrowException, OSError, ValueError, OverflowError)
+    errors = (arrow.ArrowException, OSError, EOFError, ValueError, OverflowError, struct.error)
     try:
         table = kind(path)
         widths = {field.name: _width(table, field) for field in table.schema}
@@ -165,6 +204,12 @@ def _part(
     dtype = _DTYPES.get(name)
     if name == "uint16" and read_sidecar(path).dtype == torch.bfloat16:
         dtype = torch.bfloat16
+    size = path.stat().st_size
+    if not 0 <= table.rows * (width or 0) <= max(_ALIKE_BYTES, _ROWS_PER_BYTE * size):
+        raise InputError(
+            f"{path}, column {field.name!r}, states {table.rows:,} rows of {width:,} values in "
+            f"{size:,} bytes; write it again"
+        )
     shape = (table.rows,) if width is None else (table.rows, width)
     column = _Column(path, table, field.name, width or 0, dtype, errors)
     return Part(field.name, path, field.name, shape, dtype, str(field.type), column.read)

@@ -133,6 +133,10 @@ class DumpLayer:
         """
         return read_blocks(self.stored_blocks(done), Waiting(), reuse=False)
 
+    def mask_of(self, part: Part) -> Part | None:
+        """The attention mask of a part's rows; None without one."""
+        return next((i for i in self._ids_of(part) if i.id_name == "attention_mask"), None)
+
     def _ids_of(self, part: Part) -> tuple[Part, ...]:
         """The ids of a part's rows: one of each kind, as many as it has rows, in the same home."""
         alone = bool(part.key) or len(self.parts) == 1

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from math import prod
 from tokenize import TokenError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 from numpy.lib import format as npy_format
@@ -34,6 +34,7 @@ _READERS = {
     (1, 0): npy_format.read_array_header_1_0,
     (2, 0): npy_format.read_array_header_2_0,
 }
+_HEADER_BYTES = 1 << 16
 _FOREIGN = ">" if sys.byteorder == "little" else "<"
 
 
@@ -59,7 +60,7 @@ def npy_parts(path: Path) -> list[Part]:
     dim = shape[1] if len(shape) > 1 else 0
     extent = Extent(path, offset, dim, dtype or torch.uint8, swapped=stored.byteorder == _FOREIGN)
     read = partial(_read_columns, extent, shape[0]) if in_columns and dim else extent.read
-    return [Part(path.stem, path, "", shape, dtype, str(stored), read)]
+    return [Part(path.stem, path, "", shape, dtype, str(stored), read, single_rows=True)]
 
 
 def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -73,6 +74,7 @@ def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
             version = npy_format.read_magic(file)
             if version not in _READERS:
                 raise ValueError(f"format version {version[0]}.{version[1]}")
+            _refuse_long_header(file, version[0])
             shape, in_columns, dtype = _READERS[version](file)
         except (ValueError, EOFError, OSError, SyntaxError, TypeError, TokenError) as error:
             raise InputError(
@@ -82,6 +84,15 @@ def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
         if dtype.hasobject:
             raise InputError(f"{path} holds Python objects, no numbers; write it with numpy.save")
         return shape, bool(in_columns), dtype, file.tell()
+
+
+def _refuse_long_header(file: BinaryIO, version: int) -> None:
+    """NumPy takes memory for as many bytes as the header is said to have."""
+    begin = file.tell()
+    size = int.from_bytes(file.read(2 * version), "little")
+    file.seek(begin)
+    if size > _HEADER_BYTES:
+        raise ValueError(f"a header of {size:,} bytes")
 
 
 def _read_columns(

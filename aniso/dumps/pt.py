@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
@@ -31,10 +33,13 @@ def pt_parts(path: Path) -> list[Part]:
         if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
             raise InputError(f"{path} is no file of torch.save since torch 1.6; save it again")
     try:
+        _refuse_inflated(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     # What the unpickler meets in a damaged file is anything at all.
     except (
         UnpicklingError,
+        struct.error,
+        BadZipFile,
         RuntimeError,
         OSError,
         EOFError,
@@ -56,6 +61,14 @@ def pt_parts(path: Path) -> list[Part]:
     return [_part(path, key, tensors[key]) for key in sorted(tensors, key=natural_key)]
 
 
+def _refuse_inflated(path: Path) -> None:
+    """Reading takes as much memory for a member as the archive's directory says it has."""
+    size = path.stat().st_size
+    with ZipFile(path) as archive:
+        if any(member.file_size > size for member in archive.infolist()):
+            raise ValueError("a member larger than the file")
+
+
 def _is_plain(key: Any, value: Any) -> bool:
     return (
         isinstance(key, str)
@@ -63,6 +76,8 @@ def _is_plain(key: Any, value: Any) -> bool:
         and value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized
+        # Rows that share their memory would take any amount of it when they are copied.
+        and value.nbytes <= value.untyped_storage().nbytes()
     )
 
 
@@ -71,4 +86,5 @@ def _part(path: Path, key: str, tensor: Tensor) -> Part:
         return tensor[start:stop].detach().clone(memory_format=torch.contiguous_format)
 
     name = str(tensor.dtype).removeprefix("torch.")
-    return Part(key or path.stem, path, key, tuple(tensor.shape), tensor.dtype, name, read)
+    shape = tuple(tensor.shape)
+    return Part(key or path.stem, path, key, shape, tensor.dtype, name, read, single_rows=True)

@@ -34,5 +34,14 @@ def raw_parts(path: Path) -> list[Part]:
     extent = Extent(path, 0, sidecar.dim, sidecar.dtype)
     name = str(sidecar.dtype).removeprefix("torch.")
     return [
-        Part(path.stem, path, "", (size // width, sidecar.dim), sidecar.dtype, name, extent.read)
+        Part(
+            path.stem,
+            path,
+            "",
+            (size // width, sidecar.dim),
+            sidecar.dtype,
+            name,
+            extent.read,
+            single_rows=True,
+        )
     ]

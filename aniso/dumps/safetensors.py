@@ -166,7 +166,8 @@ def _part(
     read, dtype = extent.read, tensor.dtype
     if _is_fp8(tensor) and dtype is not None:
         read, dtype = _dequantised(extent, _scale_extent(tensor, scale, layer or 0)), torch.float32
-    return Part(name, tensor.path, tensor.key, shape, dtype, tensor.stored_dtype, read, stated)
+    stored = tensor.stored_dtype
+    return Part(name, tensor.path, tensor.key, shape, dtype, stored, read, stated, single_rows=True)
 
 
 def _scale_extent(tensor: _Stored, scale: _Stored | None, layer: int) -> Extent | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 # One shard's rows wait in memory until it is written.
 _SHARD_BYTES = 1 << 29
+
+
+class RowWriter(Protocol):
+    """What takes the rows of a capture."""
+
+    def append(self, layer: str, rows: Tensor) -> None:
+        """Takes rows [n, d] of a layer."""
+
+    def flush_if_full(self) -> None:
+        """Called when all layers have the same rows."""
+
+    def flush(self) -> None:
+        """Called at the end."""
 
 
 class DumpWriter:

@@ -14,6 +14,7 @@ from aniso.dumps._optional import optional
 from aniso.dumps._part import Part
 from aniso.dumps._reason import reason
 from aniso.dumps._sidecar import read_sidecar
+from aniso.dumps._zarr_chunks import Chunks
 from aniso.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ _MARKS = ("zarr.json", ".zarray", ".zgroup")
 _CHUNK_BYTES = 1 << 28
 # Codecs that turn bytes into bytes; others run code (pickle) or need packages of their own.
 _CODECS = {
-    *("bytes", "endian", "transpose", "crc32c", "blosc", "zstd", "gzip", "zlib", "lz4", "bz2"),
-    *("lzma", "shuffle", "sharding_indexed"),
+    *("bytes", "endian", "transpose", "crc32c", "blosc", "zstd", "gzip", "zlib", "lz4"),
+    *("shuffle", "sharding_indexed"),
 }
+# Beyond this, an array that states far more than it stores is damaged; else rows are alike.
+_ALIKE_BYTES, _TIMES = 1 << 24, 1000
 _NAMES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _DTYPES = {name: getattr(torch, name) for name in _NAMES}
 
@@ -78,9 +81,16 @@ def _part(path: Path, key: str, array: Any) -> Part:
             f"{where} has chunks of shape {list(array.chunks)}, beyond 256 MiB; "
             "write it in smaller chunks"
         )
+    size, kept = prod(array.shape) * stored.itemsize, int(array.nbytes_stored())
+    if size > max(_ALIKE_BYTES, _TIMES * kept):
+        raise InputError(
+            f"{where} states {size:,} bytes of which {kept:,} are stored; bring its chunks back"
+        )
+    chunks = Chunks(path / key, array, where)
 
     def read(start: int, stop: int, scratch: Scratch | None = None) -> Tensor:
         try:
+            chunks.check(start, stop)
             rows = np.asarray(array[start:stop])
         except _errors(optional("zarr", "zarr", path)) as error:
             raise InputError(

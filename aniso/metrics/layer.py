@@ -24,11 +24,13 @@ class LayerMetrics:
 
     Attributes:
         dim: d, the width of the rows.
-        counts: "rows", "zero_rows", "nonfinite_rows", "masked_rows".
+        counts: "rows", "zero_rows", "nonfinite_rows", "masked_rows"; of a capture that leaves rows
+            out "excluded_rows" (by token id) and "outlier_rows" (by norm) besides.
         metrics: Every key of `METRICS` that the state gives; NaN where undefined for these rows.
         contributions: Share of each dimension in the mean cosine, [d], float64.
         singular_values: σ of the uncentred rows, descending, float64; None without the Gram.
         resolution_floor: σ below it are rounding noise; None without the Gram.
+        metrics_of_all: The metrics with the rows that a capture left out; None where none could be.
     """
 
     dim: int
@@ -37,6 +39,7 @@ class LayerMetrics:
     contributions: np.ndarray[Any, np.dtype[np.float64]]
     singular_values: np.ndarray[Any, np.dtype[np.float64]] | None = None
     resolution_floor: float | None = None
+    metrics_of_all: dict[str, float] | None = None
 
 
 def layer_metrics(moments: RowMoments, grams: Grams | None = None) -> LayerMetrics:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aniso.errors import InputError
-from aniso.ops import batched_svd_into
 from aniso.ops._arrays import DTYPES, as_tensor, restore_kind
+from aniso.ops.batched_svd import SvdOutputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,12 +162,9 @@ def _per_call(length: int, dim: int) -> int:
 def _singular_values(x: Tensor, kept: Tensor, chosen: Tensor, length: int) -> Tensor:
     which, token = kept[chosen].nonzero(as_tuple=True)
     matrices = x[chosen[which], token].reshape(len(chosen), length, x.shape[2])
-    doubles = torch.empty(0, dtype=torch.float64, device=x.device)
-    values = doubles.new_empty(len(chosen), min(matrices.shape[1:]))
-    bounds, checks = doubles.new_empty(2, *values.shape), doubles.new_empty(2, len(chosen))
-    methods = values.new_empty(len(chosen), dtype=torch.int8)
-    batched_svd_into(matrices, "normal", values, None, None, bounds, checks, methods)
-    return values
+    out = SvdOutputs.empty(matrices, min(matrices.shape[1:]))
+    out.compute(matrices, "normal")
+    return out.values
 
 
 def _metrics_of(sigma: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from aniso.models.attach import Attachment, attach
 from aniso.models.capture import Capture, capture
-from aniso.models.hook_points import HookPoint, hook_points
+from aniso.models.hook_points import hook_points
 from aniso.models.packaged import packaged_model, verify_weights
+from aniso.models.sites import HookPoint
 from aniso.models.tensors import read_inputs, run_inputs
 from aniso.models.texts import TextModel, load_model, load_network, read_texts, run_texts
 

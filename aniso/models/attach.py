@@ -11,7 +11,7 @@ from torch import nn
 from aniso.errors import InputError
 from aniso.models.compiled import trace_again, uncompiled
 from aniso.models.hidden_states import hidden_states, with_hidden_states
-from aniso.models.hook_points import HookPoint, hook_points
+from aniso.models.hook_points import hook_points
 from aniso.models.inputs import TokenFilter
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aniso._names import Selection
+    from aniso.models.sites import HookPoint
 
-Site = Literal["input", "output"]
+Side = Literal["input", "output"]
 _REGISTERED = "aniso_transform"
 
 
@@ -73,7 +74,7 @@ class Attachment:
         self.remove()
 
     def _hook(self, point: HookPoint) -> Any:
-        if point.site == "output":
+        if point.side == "output":
             return point.module.register_forward_hook(partial(self._output, point.name))
         hook = partial(self._input, point.name)
         return point.module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -112,14 +113,14 @@ def attach(
     layers: Selection,
     transform: Callable[..., Tensor],
     *,
-    site: Site = "output",
+    side: Side = "output",
     register: bool = False,
 ) -> Attachment:
     """Puts a transform on the hidden states of a model's layers, until it is removed.
 
     The attention mask of each call decides which tokens the transform sees, wherever the padding
     lies. A block of a decoder gives what precedes the final norm; name the norm's module for what
-    follows it. With site="input" what a module receives is transformed: that of
+    follows it. With side="input" what a module receives is transformed: that of
     "encoder.layer.11.output.LayerNorm" is before the last norm of BERT, as in the paper.
 
     The model's parameters and state dict stay as they are: pass `handle.parameters()` to the
@@ -133,7 +134,7 @@ def attach(
         layers: Module paths, globs, or positions (0 is the embedding layer).
         transform: `transform(hidden [batch, token, d], mask=[batch, token] bool or None)`, such as
             `aniso.SoftDecay`; gives the same shape. One for all layers.
-        site: Transform a layer's output or its input. "embeddings" is always what the first
+        side: Transform a layer's output or its input. "embeddings" is always what the first
             block receives.
         register: Make the transform a submodule, `aniso_transform`: its parameters are then the
             model's, in its state dict, synchronised under DistributedDataParallel, moved by `to`.
@@ -142,8 +143,8 @@ def attach(
         Attachment: `.remove()`, `.parameters()`; a context manager.
 
     Raises:
-        InputError: no such layer, an unknown site, or nothing to register. When the model runs:
-            an unusable mask or output.
+        InputError: no such layer, a single head, an unknown side, or nothing to register. When the
+            model runs: an unusable mask or output.
 
     Reference: Yan et al., "Addressing Token Uniformity in Transformers via Singular Value
     Transformation", UAI 2022.
@@ -152,12 +153,15 @@ def attach(
         >>> with attach(model, "encoder.layer.5", aniso.SoftDecay(-0.6)):  # doctest: +SKIP
         ...     vectors = model(**batch).last_hidden_state
     """
-    if site not in get_args(Site):
-        raise InputError(f"site is {site!r}; use 'output' or 'input'")
+    if side not in get_args(Side):
+        raise InputError(f"side is {side!r}; use 'output' or 'input'")
     model = uncompiled(model)
     points = hook_points(model, layers)
-    if site == "input":
-        points = [replace(point, site="input") for point in points]
+    for point in points:
+        if point.columns is not None:
+            raise InputError(f"{point.name} is one head; attach transforms what a module gives")
+    if side == "input":
+        points = [replace(point, side="input") for point in points]
     if register:
         _register(model, transform)
     return Attachment(model, points, transform)

@@ -37,14 +37,15 @@ class AttentionHeads:
 
     def queries(self, output: Tensor) -> Tensor:
         """Queries [batch, heads, token, d_h] in the output of `query`."""
-        return self._heads(output.chunk(3, dim=-1)[0] if self._fused else output)
+        return self._heads(output.chunk(3, dim=-1)[0] if self.fused else output)
 
     def keys(self, output: Tensor) -> Tensor:
         """Keys [batch, key heads, token, d_h] in the output of `key`."""
-        return self._heads(output.chunk(3, dim=-1)[1] if self._fused else output)
+        return self._heads(output.chunk(3, dim=-1)[1] if self.fused else output)
 
     @property
-    def _fused(self) -> bool:
+    def fused(self) -> bool:
+        """Whether one projection gives queries, keys and values side by side."""
         return self.query is self.key
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+Groups = Literal["token_ids", "sentence", "position"]
 
 _DECODER = "decoder_"
 _AUDIO = ("input_values", "input_features")
 
 
 class TokenFilter:
-    """Reads a call's arguments and says which tokens of a layer count.
+    """Reads a call's arguments and says which tokens of a layer count, and what they are.
 
     The layers of an encoder-decoder's decoder follow decoder_attention_mask and decoder_input_ids,
-    all others attention_mask and input_ids.
+    all others attention_mask and input_ids. `torch.compile` takes all of it into its graph, but for
+    masks of audio samples.
 
     Args:
         model: The model that is called.
@@ -32,11 +34,18 @@ class TokenFilter:
     """
 
     def __init__(self, model: nn.Module, exclude_token_ids: Iterable[int] = ()) -> None:
-        self._signature = inspect.signature(model.forward)
-        self._excluded = sorted(set(exclude_token_ids))
+        self._names = _positional(model)
+        ids = sorted(set(exclude_token_ids))
+        self._ids = torch.tensor(ids, device=device_of(model)) if ids else None
         self._decoder = _decoder_path(model)
         self._frames = getattr(model, "_get_feat_extract_output_lengths", None)
         self._calls: dict[str, _Call] = {}
+        self._sentence = self._next_sentence = 0
+
+    @property
+    def excludes(self) -> bool:
+        """Whether tokens are left out by id."""
+        return self._ids is not None
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Takes in the arguments of a call; to be called before the model runs.
@@ -44,29 +53,43 @@ class TokenFilter:
         Raises:
             InputError: a mask that is not [batch, token], or tokens to leave out without ids.
         """
-        call = self._signature.bind_partial(*args, **kwargs).arguments
-        # What a **kwargs parameter swallowed counts as named too.
-        call = {**kwargs, **call}
+        call = {**dict(zip(self._names, args, strict=False)), **kwargs}
         sides = ("",) if self._decoder is None else ("", _DECODER)
         self._calls = {side: self._read_side(call, side) for side in sides}
 
+    def number_sentences(self) -> None:
+        """Gives the sentences of the call the next numbers; after `read`, where groups need it."""
+        self._sentence = self._next_sentence
+        self._next_sentence += self._calls[""].sentences
+
+    def forget(self) -> None:
+        """Lets go of the call's tensors."""
+        self._calls = {}
+
     def _read_side(self, call: dict[str, Any], side: str) -> _Call:
-        keep = _mask_of(call.get(f"{side}attention_mask"))
         ids = call.get(f"{side}input_ids")
-        width = _width(call, side)
+        first = next((x for x in call.values() if isinstance(x, torch.Tensor) and x.ndim), None)
         audio = any(name in call for name in _AUDIO) and not side
-        if self._excluded and not audio:
+        excluded = None
+        if self._ids is not None and not audio:
             if not isinstance(ids, torch.Tensor):
                 raise InputError(
                     f"tokens are to be left out by id, but the model was called without {side}"
                     "input_ids; pass them, or do not exclude tokens"
                 )
-            wanted = ~torch.isin(ids, torch.tensor(self._excluded, device=ids.device))
-            keep = wanted if keep is None else keep[:, -ids.shape[1] :] & wanted
-        return _Call(keep, width, self._frames if audio else None)
+            excluded = torch.isin(ids, self._ids.to(ids.device))
+        return _Call(
+            keep=_mask_of(call.get(f"{side}attention_mask")),
+            excluded=excluded,
+            ids=ids if isinstance(ids, torch.Tensor) else None,
+            positions=call.get("position_ids") if not side else None,
+            width=_width(call, side),
+            sentences=0 if first is None else len(first),
+            frames=self._frames if audio else None,
+        )
 
     def mask(self, hidden: Tensor, name: str) -> Tensor | None:
-        """Which of a layer's hidden states count; None when all do.
+        """Which of a layer's hidden states are no padding; None when none is.
 
         Args:
             hidden: [batch, token, d] or, without padding, [tokens, d].
@@ -79,23 +102,46 @@ class TokenFilter:
             InputError: the hidden states do not belong to the mask of the call.
         """
         call = self._call_of(name)
-        if call is None or call.keep is None:
+        return None if call is None or call.keep is None else _fitted(call.keep, hidden, call, name)
+
+    def excluded(self, hidden: Tensor, name: str) -> Tensor | None:
+        """Which of a layer's hidden states are of tokens left out by id; as `mask`."""
+        call = self._call_of(name)
+        if call is None or call.excluded is None:
             return None
-        keep = call.keep.to(hidden.device)
-        if hidden.ndim == 3 and len(keep) == len(hidden):
-            if keep.shape[1] == hidden.shape[1]:
-                return keep
-            if call.frames is not None:
-                return _frame_mask(keep, hidden, call.frames, name)
-            # With a key-value cache the mask covers the past too, the hidden states the new end.
-            if keep.shape[1] > hidden.shape[1] == call.width:
-                return keep[:, keep.shape[1] - hidden.shape[1] :]
-        if hidden.ndim == 2 and hidden.shape[0] == keep.numel():
-            return keep.reshape(-1)
-        raise InputError(
-            f"layer {name} gives {list(hidden.shape)}, which does not match the attention mask "
-            f"{list(keep.shape)}; leave this layer out with layers=…"
-        )
+        return _fitted(call.excluded, hidden, call, name)
+
+    def groups(self, kind: Groups, hidden: Tensor, name: str) -> Tensor:
+        """The group of each of a layer's hidden states: its token id, sentence or position.
+
+        Sentences are numbered through all calls; positions count from the first token that is no
+        padding.
+
+        Returns:
+            Int64, [batch, token] or [tokens].
+
+        Raises:
+            InputError: token ids that the call does not have, or hidden states without sequences.
+        """
+        call = self._call_of(name)
+        shape = hidden.shape[:2] if hidden.ndim == 3 else self.batch_shape(name)
+        if call is None or shape is None:
+            raise InputError(
+                f"layer {name} gives {list(hidden.shape)} without a mask, so its tokens have no "
+                f"{kind}; leave this layer out with layers=…"
+            )
+        if kind == "token_ids":
+            if call.ids is None:
+                raise InputError(
+                    "tokens are to be grouped by id, but the model was called without input_ids; "
+                    "pass them, or group by sentence or position"
+                )
+            return _fitted(call.ids, hidden, call, name)
+        if kind == "sentence":
+            found = torch.arange(self._sentence, self._sentence + shape[0])[:, None].expand(shape)
+        else:
+            found = call.positions_of(shape)
+        return found.to(hidden.device).reshape(hidden.shape[:-1])
 
     def batch_shape(self, name: str) -> torch.Size | None:
         """[batch, token] of the mask that a layer's tokens follow; None without one."""
@@ -109,11 +155,66 @@ class TokenFilter:
 
 @dataclass(frozen=True)
 class _Call:
-    """One side of a call: its mask, how many tokens it runs, samples → frames for audio."""
+    """One side of a call.
+
+    Attributes:
+        keep: Its mask, [batch, token] bool.
+        excluded: Tokens to leave out by id, [batch, token] bool.
+        ids: Token ids, [batch, token].
+        positions: As the call names them, [batch or 1, token].
+        width: Tokens that it runs; fewer than the mask has where a cache holds the others.
+        sentences: Entries of the batch.
+        frames: Samples to frames, for audio.
+    """
 
     keep: Tensor | None
+    excluded: Tensor | None
+    ids: Tensor | None
+    positions: Tensor | None
     width: int | None
+    sentences: int
     frames: Callable[[Tensor], Tensor] | None
+
+    def positions_of(self, shape: torch.Size) -> Tensor:
+        """The position of every token of hidden states [batch, token, d]."""
+        if isinstance(self.positions, torch.Tensor) and self.positions.shape[-1] == shape[1]:
+            return self.positions.expand(shape)
+        if self.keep is None or self.frames is not None or self.keep.shape[1] < shape[1]:
+            return torch.arange(shape[1]).expand(shape)
+        counted = self.keep.long().cumsum(dim=1) - 1
+        return counted[:, counted.shape[1] - shape[1] :].clamp(min=0)
+
+
+def _fitted(tokens: Tensor, hidden: Tensor, call: _Call, name: str) -> Tensor:
+    """What is known of the tokens of a call, [batch, token], by rows of hidden states."""
+    tokens = tokens.to(hidden.device)
+    if hidden.ndim == 3 and len(tokens) == len(hidden):
+        if tokens.shape[1] == hidden.shape[1]:
+            return tokens
+        if call.frames is not None:
+            return _frame_mask(tokens, hidden, call.frames, name)
+        # With a key-value cache the mask covers the past too, the hidden states the new end.
+        if tokens.shape[1] > hidden.shape[1] == call.width:
+            return tokens[:, tokens.shape[1] - hidden.shape[1] :]
+    if hidden.ndim == 2 and hidden.shape[0] == tokens.numel():
+        return tokens.reshape(-1)
+    raise InputError(
+        f"layer {name} gives {list(hidden.shape)}, which does not match the attention mask or "
+        f"token ids {list(tokens.shape)}; leave this layer out with layers=…"
+    )
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the first parameter or buffer of a module lies; the CPU where it has none."""
+    tensors = (*module.parameters(), *module.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _positional(model: nn.Module) -> list[str]:
+    """Names of the arguments that may be passed by position, in order."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in by_place]
 
 
 def _decoder_path(model: nn.Module) -> str | None:

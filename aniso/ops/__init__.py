@@ -2,6 +2,7 @@
 
 from aniso.ops.backend import Backend, select_backend
 from aniso.ops.batched_svd import SVD, Certificate, batched_svd_into, svd, svdvals
+from aniso.ops.capture_rows import capture_rows_into
 from aniso.ops.cross_gram import cross_gram, cross_gram_into
 from aniso.ops.gram import gram, gram_into
 from aniso.ops.group_moments import group_moments_into, group_products
@@ -16,6 +17,7 @@ __all__ = [
     "Certificate",
     "TruncatedSVD",
     "batched_svd_into",
+    "capture_rows_into",
     "cross_gram",
     "cross_gram_into",
     "gram",

@@ -23,3 +23,15 @@ def directions(rows: Tensor) -> Tensor:
     scaled = rows / torch.where(largest > 0, largest, 1.0)
     norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     return scaled / torch.where(norm > 0, norm, 1.0)
+
+
+def inverse_norms(rows: Tensor, keep: Tensor | None = None) -> Tensor:
+    """1/‖x‖ in float64, [n]; 0 for rows of zeros, rows that are not finite, and others than `keep`.
+
+    The rows are not copied. Those of float64 must have squares within its range.
+    """
+    norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    counted = (norm > 0) & torch.isfinite(norm)
+    if keep is not None:
+        counted &= keep
+    return torch.where(counted, 1.0 / torch.where(counted, norm, 1.0), 0.0)

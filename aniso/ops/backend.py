@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from aniso import _native
 from aniso.errors import InputError
@@ -12,6 +15,7 @@ from aniso.ops._arrays import as_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -61,3 +65,25 @@ def compiled_backend(x: Tensor) -> Backend:
             "install triton, or rebuild with nvcc on PATH"
         )
     raise InputError(f"x lies on {x.device}; move it to a CPU or a CUDA device")
+
+
+def product_backend(x: Tensor, products: str) -> Backend:
+    """The choice for a tensor on a GPU of an op that has Triton kernels, or else torch's products.
+
+    Args:
+        x: The rows.
+        products: What the kernels do, for the reason.
+
+    Raises:
+        InputError: x lies on no device that has an implementation.
+    """
+    if x.device.type != "cuda":
+        raise InputError(f"x lies on {x.device}; move it to a CPU or a CUDA device")
+    if find_spec("triton") is None:
+        return Backend("torch", "matrix products of blocks; Triton is missing")
+    return Backend("triton", products)
+
+
+def device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Makes x's GPU the current one, whose current stream Triton launches on."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -223,7 +223,7 @@ def svdvals(
     count = count_of_values(rows, k, accuracy)
     values, bounds, methods = torch.ops.aniso.svdvals(_batch(rows), count, accuracy)
     shape, restore = rows.shape[:-2], restore_kind(x)
-    _require_finite(methods, shape)
+    require_finite_matrices(methods, shape)
     result = restore(values.reshape(*shape, count))
     if not certificate:
         return result
@@ -260,7 +260,7 @@ def svd(x: Any, *, k: int | None = None, accuracy: str = "normal") -> SVD:
     count = count_of_values(rows, k, accuracy)
     out, left, right = factorized(_batch(rows), count, accuracy)
     shape = rows.shape[:-2]
-    _require_finite(out.methods, shape)
+    require_finite_matrices(out.methods, shape)
     restore = restore_kind(x)
     factors = (
         left.reshape(*shape, rows.shape[-2], count),
@@ -365,14 +365,17 @@ def factor_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _require_finite(methods: Tensor, shape: torch.Size) -> None:
+def require_finite_matrices(
+    methods: Tensor, shape: torch.Size, advice: str = "replace or leave them out"
+) -> None:
+    """Raises InputError naming the first of the matrices x [*shape, m, n] that is not finite."""
     if torch.compiler.is_compiling():
         return
     bad = (methods < 0).nonzero()
     if len(bad):
         index = [int(i) for i in torch.unravel_index(bad[0, 0], shape)] if shape else []
         where = f"matrix {index} of x" if shape else "x"
-        raise InputError(f"{where} has NaN or infinite values; replace or leave them out")
+        raise InputError(f"{where} has NaN or infinite values; {advice}")
 
 
 torch.library.define(
@@ -417,7 +420,9 @@ def _choose(x: Tensor) -> Backend:
         return Backend("torch", "a Gram matrix is no path for float64: torch.linalg")
     side, size = _native.batched_svd_max_side, _native.batched_svd_max_size
     if on_gpu:
-        side, size = _native.batched_svd_cuda_max_side, _native.batched_svd_cuda_max_size
+        with torch.cuda.device(x.device):
+            side = _native.batched_svd_cuda_max_side()
+        size = _native.batched_svd_cuda_max_size
     if min(m, n) > side or m * n > size:
         reason = f"[{m}, {n}] is beyond {side} on its short side or {size} entries"
         return Backend("torch", f"{reason}: torch.linalg in float64")

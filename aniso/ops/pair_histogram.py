@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from aniso import _native
-from aniso.errors import InputError
 from aniso.ops._arrays import unit_columns
-from aniso.ops._double import directions
-from aniso.ops.backend import Backend, register_chooser
+from aniso.ops._double import directions, inverse_norms
+from aniso.ops.backend import Backend, device_of, product_backend, register_chooser
 
 MAX_BINS = 65_536
 # One tile of the plain path: 16 MiB of float32.
@@ -38,10 +37,14 @@ def _pair_histogram(
 ) -> None:
     if len(a) == 0 or (b is not None and len(b) == 0):
         return
+    backend = _choose(a)
+    if backend.name == "triton":
+        with device_of(a):
+            _count_pairs(a, b, low, high, counts, extremes)
+        return
     a, b = _multipliable(a), None if b is None else _multipliable(b)
     if b is not None and a.dtype != b.dtype:
         a, b = a.float(), b.float()
-    backend = _choose(a)
     if backend.name.startswith("cpu-"):
         threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
         _native.pair_histogram_cpu(a, b, low, high, counts, extremes, threads=threads, isa=isa)
@@ -71,6 +74,25 @@ def _directions(x: Tensor) -> Tensor:
     return directions(x.double()).float()
 
 
+def _count_pairs(
+    a: Tensor, b: Tensor | None, low: float, high: float, counts: Tensor, extremes: Tensor
+) -> None:
+    """The Triton kernel: raw rows of any range multiplied, inverse norms applied to the products.
+
+    Directions of float64 rows in float32: as many products as float64 has, at 8 times the rate.
+    """
+    from aniso.triton_kernels.pair_histogram import pair_histogram
+
+    if a.dtype == torch.float64:
+        a = _directions(a)
+    if b is not None:
+        b = _directions(b) if b.dtype == torch.float64 else b
+        if a.dtype != b.dtype:
+            a, b = a.float(), b.float()
+    sides = [(None, None) if x is None else (unit_columns(x), inverse_norms(x)) for x in (a, b)]
+    pair_histogram(*sides[0], *sides[1], low, high, counts, extremes)
+
+
 def _count_tiles(
     a: Tensor, b: Tensor | None, low: float, high: float, counts: Tensor, extremes: Tensor
 ) -> None:
@@ -93,14 +115,11 @@ def _count_tiles(
 
 
 def _choose(x: Tensor) -> Backend:
-    if x.device.type not in ("cpu", "cuda"):
-        raise InputError(f"x lies on {x.device}; move it to a CPU or a CUDA device")
-    fits = x.shape[-1] <= _native.pair_histogram_max_dim
-    if x.device.type == "cpu" and _native.has_amx and fits:
+    if x.device.type != "cpu":
+        return product_backend(x, "tiles on tensor cores and counters fused")
+    if _native.has_amx and x.shape[-1] <= _native.pair_histogram_max_dim:
         return Backend("cpu-amx", "tiles and counters fused on this processor's matrix unit")
-    if x.device.type == "cpu":
-        return Backend(f"cpu-{_native.isa}", "tiles of float32 and counters fused")
-    return Backend("torch", "matrix products of float32 tiles, then a count")
+    return Backend(f"cpu-{_native.isa}", "tiles of float32 and counters fused")
 
 
 register_chooser("pair_histogram", _choose)

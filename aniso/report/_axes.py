@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from aniso.metrics import LayerMetrics
 
-TICKS = 12  # this many labels of three characters fit the width of a figure
+TICKS = 10  # this many labels of three characters fit the width of a figure
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 KEY: dict[str, Any] = {
     "loc": "lower left",
@@ -32,7 +32,7 @@ KEY: dict[str, Any] = {
 
 def new_figure(height: float = 3.1) -> Figure:
     """Return an empty figure of the report's width."""
-    return Figure(figsize=(5.6, height), layout="constrained")
+    return Figure(figsize=(5.0, height), layout="constrained")
 
 
 def series(layers: Mapping[str, LayerMetrics], key: str) -> np.ndarray:
@@ -69,14 +69,15 @@ def depth_scale(ax: Axes, names: Sequence[str]) -> None:
     if _crowded(labels):
         positions, labels = positions[:1], [f"{labels[0]} … {axis_labels(names)[-1]}"]
     scale.set_xticks(positions, labels, ha="left" if len(labels) < min(count, 2) else "center")
-    scale.set_yticks([])
+    scale.set_yticks([0.5], ["layer"])
     scale.grid(visible=False)
     scale.spines[:].set_visible(False)
+    scale.tick_params(axis="y", length=0, labelsize=8)
     scale.tick_params(axis="x", top=True, bottom=False, labeltop=True, labelbottom=False, length=0)
 
 
 def _crowded(labels: Sequence[str]) -> bool:
-    return sum(len(label) + 2 for label in labels) > 66
+    return sum(len(label) + 2 for label in labels) > 54
 
 
 def log_axis(axis: Any) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aniso.report._labels import short_names
+from aniso.report._extra import missing_extra, write_texts
 from aniso.report._plain import EMPTY, column, count, plain
-from aniso.report._table import COLUMNS, SHORTEST_NAME
+from aniso.report._table import COLUMNS, SHORTEST_NAME, layer_table, outer
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from aniso.metrics import Comparison
 
 SCHEMA = 1
-_GAP = 2
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,40 @@ class ComparisonReport:
             "notes": list(self.notes),
         }
 
+    def to_html(self) -> str:
+        """Return one self-contained page: before and after, layer by layer.
+
+        Raises:
+            ImportError: matplotlib or jinja2 is not installed (`pip install "aniso[report]"`).
+        """
+        missing = missing_extra()
+        if missing is not None:
+            raise ImportError(missing)
+        from aniso.report._comparison_html import render_comparison
+
+        return render_comparison(self)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write `comparison.json`, and `comparison.html` where the report extra is installed.
+
+        Args:
+            folder: Where to write; made if it is not there.
+
+        Returns:
+            The paths written.
+        """
+        contents = {"comparison.json": json.dumps(self.results(), allow_nan=False) + "\n"}
+        if missing_extra() is None:
+            contents["comparison.html"] = self.to_html()
+        return write_texts(Path(folder), contents)
+
     def table(self, width: int = 80) -> Table:
         """Return a rich table: how alike the layers are, and Δ = b − a of the main metrics.
 
         The least telling metrics give way where `width` columns do not suffice.
         """
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
         columns = _columns(list(self.layers.values()), width)
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        table.add_column("layer", no_wrap=True)
-        for heading, _ in columns:
-            table.add_column(heading, justify="right", no_wrap=True)
-        room = width - sum(_outer(*cells) for cells in columns)
-        for row, name in enumerate(short_names(list(self.layers), max(room, SHORTEST_NAME))):
-            table.add_row(Text(name), *(values[row] for _, values in columns))
-        return table
+        return layer_table(list(self.layers), columns, width)
 
 
 def _entry(name: str, layer: Comparison) -> dict[str, Any]:
@@ -93,15 +110,10 @@ def _columns(layers: list[Comparison], width: int) -> list[tuple[str, list[str]]
         signed = [f"+{value}" if value[0].isdigit() else value for value in values]
         cells[key] = (f"Δ {short}", signed)
     for key, _, _, rank in sorted(COLUMNS, key=lambda entry: -entry[3]):
-        if rank and sum(_outer(*cell) for cell in cells.values()) + SHORTEST_NAME > width:
+        if rank and sum(outer(*cell) for cell in cells.values()) + SHORTEST_NAME > width:
             del cells[key]
     return list(cells.values())
 
 
 def _column(values: list[float | None]) -> list[str]:
     return column([math.nan if value is None else value for value in values], most=4)
-
-
-def _outer(heading: str, values: list[str]) -> int:
-    """Return the characters that a column takes, its gap included."""
-    return max(len(line) for line in [*heading.split("\n"), *values]) + _GAP

@@ -13,6 +13,8 @@ ROWS = {
     "nonfinite_rows": "Skipped because not finite",
     "zero_rows": "Zero, so without direction and in no cosine",
     "masked_rows": "Masked and left out",
+    "excluded_rows": "Left out by token id",
+    "outlier_rows": "Left out because of their norm",
 }
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aniso._files import write_atomic
+from aniso.report._distribution import distribution_entry
+from aniso.report._extra import missing_extra, write_texts
+from aniso.report._groups import groups_entry
 from aniso.report._plain import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from aniso.metrics import LayerMetrics
+    from aniso.metrics import CosineHistogram, GroupCosine, LayerMetrics
 
 SCHEMA = 1
 
@@ -26,17 +28,23 @@ class Report:
         layers: Module path to metrics, in order of execution, the embedding layer first.
         provenance: What was analysed, by which versions, when. Values need not be JSON types.
         notes: Sentences the reader has to know before believing a number.
+        distributions: The cosine of pairs of rows, for the layers whose rows could be drawn.
+        groups: Cosines within and between groups of rows, for the layers that keep groups.
+        facts: What `results.json` says of a layer besides: its site, its sketch.
     """
 
     layers: dict[str, LayerMetrics]
     provenance: dict[str, Any]
     notes: tuple[str, ...] = ()
+    distributions: dict[str, CosineHistogram] = field(default_factory=dict)
+    groups: dict[str, GroupCosine] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def results(self) -> dict[str, Any]:
         """Return what `results.json` holds: JSON types only, an undefined number is None."""
         return {
             "schema": SCHEMA,
-            "layers": [_layer_entry(name, layer) for name, layer in self.layers.items()],
+            "layers": [self._layer_entry(name) for name in self.layers],
             "provenance": plain(self.provenance),
         }
 
@@ -81,6 +89,12 @@ class Report:
 
         return metrics_table(self.layers, width)
 
+    def trends(self, width: int = 80) -> Table | None:
+        """Return a rich table with the course of four metrics over three layers or more."""
+        from aniso.report._table import trends
+
+        return trends(self.layers, width)
+
     def save(self, folder: str | Path) -> list[Path]:
         """Write `results.json`, and `report.html` where the report extra is installed.
 
@@ -92,40 +106,36 @@ class Report:
         Returns:
             The paths written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         contents = {"results.json": self.to_json()}
         if self.missing_extra() is None:
             contents["report.html"] = self.to_html()
-        for name, text in contents.items():
-            write_atomic(folder / name, text.encode("utf-8", "replace"))
-        return [folder / name for name in contents]
+        return write_texts(Path(folder), contents)
+
+    def _layer_entry(self, name: str) -> dict[str, Any]:
+        layer = self.layers[name]
+        entry = {
+            "name": name,
+            "dim": int(layer.dim),
+            "counts": plain(layer.counts),
+            "metrics": plain(layer.metrics),
+        }
+        if layer.resolution_floor is not None:
+            entry["resolution_floor"] = plain(layer.resolution_floor)
+        if name in self.distributions:
+            entry["cosine_distribution"] = distribution_entry(self.distributions[name])
+        if name in self.groups:
+            entry["groups"] = groups_entry(self.groups[name])
+        if layer.metrics_of_all is not None:
+            entry["metrics_of_all"] = plain(layer.metrics_of_all)
+        return entry | plain(self.facts.get(name, {}))
 
     @staticmethod
     def missing_extra() -> str | None:
         """Return what to install for the HTML report, or None if nothing is missing."""
-        try:
-            import jinja2  # noqa: F401
-            import matplotlib  # noqa: F401
-        except ImportError as error:
-            missing = error.name or "matplotlib or jinja2"
-            return f'The HTML report needs {missing}: pip install "aniso[report]".'
-        return None
+        return missing_extra()
 
     def __str__(self) -> str:
         """Return the table as plain text, 80 columns wide."""
         from aniso.report._table import plain_text
 
         return plain_text(self.table())
-
-
-def _layer_entry(name: str, layer: LayerMetrics) -> dict[str, Any]:
-    entry = {
-        "name": name,
-        "dim": int(layer.dim),
-        "counts": plain(layer.counts),
-        "metrics": plain(layer.metrics),
-    }
-    if layer.resolution_floor is not None:
-        entry["resolution_floor"] = plain(layer.resolution_floor)
-    return entry

@@ -70,7 +70,7 @@ def _bars(ax: Axes, shares: np.ndarray) -> None:
         ax.plot(places, total, "D", color=COLOR["ink"], markersize=2.5, label="sum")
         ax.axhline(0, color=COLOR["muted"], linewidth=0.7)
     ax.set_ylabel("mean cosine")
-    ax.legend(ncols=5, columnspacing=1.0, **KEY)
+    ax.legend(ncols=3 if ax.lines else 4, columnspacing=1.0, **KEY)
 
 
 def _heatmap(ax: Axes, shares: np.ndarray) -> None:
@@ -96,4 +96,5 @@ def _heatmap(ax: Axes, shares: np.ndarray) -> None:
     ax.spines[:].set_visible(False)
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.015, aspect=18, ticks=[0, top])
     bar.ax.set_yticklabels(["0", f"{top:.2g}"])
+    bar.set_label("added to the mean cosine", fontsize=8.5)
     bar.outline.set_visible(False)

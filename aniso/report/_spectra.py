@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aniso.report._axes import depth_colors, depth_scale, log_axis, new_figure
+from aniso.report._fall import spectrum_of
 from aniso.report._svg import COLOR
 
 if TYPE_CHECKING:
@@ -42,11 +43,10 @@ def draw_spectra(layers: Mapping[str, LayerMetrics]) -> Figure | None:
 
 
 def _relative(layer: LayerMetrics) -> tuple[np.ndarray, float] | None:
-    values = layer.singular_values
-    if values is None or not len(values) or not np.isfinite(values[0]) or values[0] <= 0:
+    values = spectrum_of(layer)
+    if values is None:
         return None
-    floor = layer.resolution_floor or 0.0
-    return np.asarray(values, dtype=float) / values[0], floor / float(values[0])
+    return values / values[0], (layer.resolution_floor or 0.0) / float(values[0])
 
 
 def _curve(ax: Axes, spectrum: np.ndarray, color: str, thin: bool) -> None:

@@ -7,7 +7,7 @@ import io
 import math
 from typing import TYPE_CHECKING, Any
 
-from aniso.report._html import COUNTS, KEY_FIGURES
+from aniso.report._html import KEY_FIGURES, counts_of
 from aniso.report._labels import row_notes
 from aniso.report._plain import column, count, describe
 from aniso.report._summary import summary
@@ -45,9 +45,10 @@ def to_csv(report: Report) -> str:
     keys = list(dict.fromkeys(key for layer in layers.values() for key in layer.metrics))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["layer", "dim", *COUNTS, *keys])
+    known = counts_of(layers)
+    writer.writerow(["layer", "dim", *known, *keys])
     for name, layer in layers.items():
-        counts = [layer.counts.get(key, 0) for key in COUNTS]
+        counts = [layer.counts.get(key, 0) for key in known]
         numbers = [_number(layer.metrics.get(key, math.nan)) for key in keys]
         writer.writerow([name, layer.dim, *counts, *numbers])
     return text.getvalue()

@@ -15,10 +15,9 @@ from aniso.metrics import (
     principal_axes,
 )
 from aniso.moments import Grams, GroupMoments, RowMoments
-from aniso.ops import gram_into, row_moments_into
+from aniso.ops import capture_rows_into
 from aniso.ops._arrays import as_tensor, check_mask, check_rows
 from aniso.ops._runs import check_groups
-from aniso.ops.gram import pilot_of
 from aniso.ops.group_moments import add_rows
 from aniso.state.file import load_state, save_state, take_over
 from aniso.state.sources import Block, Sources
@@ -117,14 +116,18 @@ class LayerState:
         rows = rows.to(self.device)
         kept = None if keep is None else check_mask(keep.reshape(-1), rows)
         ids = self._ids(groups, rows)
-        if self.grams is not None and not self.moments.rows:
-            self.grams.pilot.copy_(pilot_of(rows, kept))
-        row_moments_into(rows, kept, *self.moments.tensors())
-        if self.grams is not None:
-            gram_into(rows, kept, *self.grams.tensors())
+        self.add(rows, kept)
         if ids is not None and self.groups is not None:
             self.groups = add_rows(self.groups, rows, kept, ids)
         self.sources = sources
+
+    def add(self, x: Tensor, mask: Tensor | None) -> None:
+        """Adds rows [..., d] that are known to fit, mask [...], but to no groups.
+
+        A single op that `torch.compile` takes into its graph: unlike `update` it checks nothing.
+        """
+        grams = () if self.grams is None else self.grams.tensors()
+        capture_rows_into(x.detach(), mask, *self.moments.tensors(), *grams)
 
     def _ids(self, groups: Any, rows: Tensor) -> Tensor | None:
         if (groups is None) != (self.groups is None):

@@ -125,7 +125,6 @@ void batched_svd_cuda(const py::object& x, const py::tuple& outputs, const py::o
 void register_batched_svd(py::module_& m) {
   m.attr("batched_svd_max_side") = cpu::BATCHED_SVD_MAX_SIDE;
   m.attr("batched_svd_max_size") = cpu::BATCHED_SVD_MAX_SIZE;
-  m.attr("batched_svd_cuda_max_side") = cuda::BATCHED_SVD_MAX_SIDE;
   m.attr("batched_svd_cuda_max_size") = cuda::BATCHED_SVD_MAX_SIZE;
   m.def("batched_svd_cpu", &batched_svd_cpu, py::arg("x"), py::arg("values"),
         py::arg("left").none(true), py::arg("right").none(true), py::arg("bounds"),
@@ -133,6 +132,7 @@ void register_batched_svd(py::module_& m) {
   m.def("batched_svd_emulated", &batched_svd_emulated, py::arg("x"), py::arg("outputs"),
         py::arg("threads"), py::arg("near"));
 #ifdef ANISO_HAS_CUDA
+  m.def("batched_svd_cuda_max_side", &cuda::batched_svd_max_side);
   m.def("batched_svd_cuda", &batched_svd_cuda, py::arg("x"), py::arg("outputs"),
         py::arg("workspace"), py::arg("stream"));
   m.def("batched_svd_workspace_bytes", &batched_svd_workspace_bytes, py::arg("x"),

@@ -18,10 +18,12 @@ template <class T>
 class AlignedArray {
  public:
   explicit AlignedArray(std::size_t count)
-      : data_(static_cast<T*>(allocate(count * sizeof(T))), Free{alignment(count * sizeof(T))}) {
+      : size_(count),
+        data_(static_cast<T*>(allocate(count * sizeof(T))), Free{alignment(count * sizeof(T))}) {
     std::memset(static_cast<void*>(data_.get()), 0, count * sizeof(T));
   }
   T* data() { return data_.get(); }
+  std::size_t size() const { return size_; }
 
  private:
   static constexpr std::size_t kHugePage = std::size_t{1} << 21;
@@ -41,6 +43,7 @@ class AlignedArray {
     std::align_val_t alignment;
     void operator()(T* p) const { ::operator delete(p, alignment); }
   };
+  std::size_t size_;
   std::unique_ptr<T, Free> data_;
 };
 

@@ -178,6 +178,18 @@ RowScale direction_of(const T* row, int64_t d) {
   return {row, static_cast<float>(exponent), high, static_cast<float>(inverse - high)};
 }
 
+/// Memory that is to come into the second-level cache while other work goes on.
+class Prefetch {
+ public:
+  Prefetch(const int8_t* begin, int64_t bytes) : at_(begin), end_(begin + bytes) {}
+  void lines(int64_t count) {
+    for (; count > 0 && at_ < end_; --count, at_ += 64) _mm_prefetch(at_, _MM_HINT_T1);
+  }
+
+ private:
+  const int8_t *at_, *end_;
+};
+
 /// 16 × 16 words.
 inline void transpose(const int8_t* in, int8_t* out) {
   __m512i a[16], b[16];
@@ -220,7 +232,8 @@ struct TileConfig {
 class TileSession {
  public:
   TileSession() {
-    alignas(64) const TileConfig config;
+    // Static: GCC's intrinsic names 8 bytes of it as read, and stores of the others may go.
+    alignas(64) static constexpr TileConfig config;
     _tile_loadconfig(&config);
   }
   ~TileSession() { _tile_release(); }

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/aligned.hpp"
+#include "common/arena.hpp"
 #include "common/parallel.hpp"
 #include "cpu/gram_kernel.hpp"
 #include "cpu/gram_vector_kernel.hpp"
@@ -12,21 +13,16 @@ namespace aniso::cpu {
 
 namespace {
 
-/// Adds the lower triangle of 32 × 32 squares to both halves of a [d, d] matrix.
-[[maybe_unused]] void add_symmetric(const double* squares, int64_t d, double* out) {
-  constexpr int64_t W = GRAM_GROUP;
-  for (int64_t group = 0; group * W < d; ++group) {
-    for (int64_t other = 0; other <= group; ++other) {
-      const double* square = squares + (group * (group + 1) / 2 + other) * W * W;
-      for (int64_t i = group * W; i < std::min(d, (group + 1) * W); ++i) {
-        for (int64_t j = other * W; j < std::min(i + 1, (other + 1) * W); ++j) {
-          const double sum = square[i % W * W + j % W];
-          out[i * d + j] += sum;
-          if (i != j) out[j * d + i] += sum;
-        }
-      }
-    }
-  }
+[[maybe_unused]] GramPlan plan_of(DType dtype) {
+  if (dtype == DType::bf16) return GRAM_BF16;
+  return dtype == DType::f32 ? GRAM_SINGLE : GRAM_HALF;
+}
+
+/// Rows of a block, whole parts: see GRAM_BLOCK_BYTES.
+[[maybe_unused]] int64_t block_rows(const GramPlan& plan, int64_t padded, int64_t n) {
+  const int64_t wanted = (n + plan.part - 1) / plan.part;
+  const int64_t fitting = GRAM_BLOCK_BYTES / (plan.bytes * padded * plan.part);
+  return std::clamp<int64_t>(std::min(wanted, fitting), 1, GRAM_BLOCK_PARTS) * plan.part;
 }
 
 /// A bfloat16 number near x.
@@ -43,45 +39,55 @@ namespace {
 void gram(const RowsView& rows, const MaskView& mask, const double* pilot, double* raw,
           double* unit, double* totals, double* noise, int threads) {
 #if defined(ANISO_AMX)
-  const GramPlan plan = rows.dtype == DType::f32 ? GRAM_SINGLE : GRAM_HALF;
+  const GramPlan plan = plan_of(rows.dtype);
   const int64_t groups = (rows.d + GRAM_GROUP - 1) / GRAM_GROUP, padded = groups * GRAM_GROUP;
-  const int64_t panels = padded / GRAM_PANEL,
-                digits = padded *
-                         (rows.dtype == DType::bf16 ? 6 * GRAM_BF16_ROWS : plan.digits * plan.rows);
+  const int64_t panels = padded / GRAM_PANEL, block = block_rows(plan, padded, rows.n);
   const int64_t squares = groups * (groups + 1) / 2 * GRAM_GROUP * GRAM_GROUP;
   const int members = static_cast<int>(std::min<int64_t>(std::max(threads, 1), groups));
-  double* const outs[2] = {raw, unit};
-  AlignedArray<int8_t> left(digits), right(digits);
-  AlignedArray<RowScale> scales(plan.rows);
+  // bfloat16 rows may turn out to need digits, which come in parts of their own.
+  const bool halves = rows.dtype == DType::bf16;
+  const int64_t left =
+      padded * (halves ? GRAM_HALF.digits * (block + GRAM_HALF.part) : plan.digits * block);
+  const int64_t right = padded * (halves ? 6 * block : plan.digits * block);
+  Arena arena(Arena::rounded(left) + Arena::rounded(right) + 2 * sizeof(double) * squares);
+  int8_t* const digits[2] = {arena.array<int8_t>(left), arena.array<int8_t>(right)};
+  double* const raw_sums = raw == nullptr ? nullptr : arena.zeros<double>(squares);
+  double* const unit_sums = unit == nullptr ? nullptr : arena.zeros<double>(squares);
+  AlignedArray<RowScale> scales(block + GRAM_STEP);
   AlignedArray<float> largest(members * 2 * padded), zero_row(padded);
   AlignedArray<float> pilots(2 * padded);
   AlignedArray<double> factors(padded), column_totals(2 * padded), noises(2 * panels);
-  AlignedArray<double> raw_sums(raw == nullptr ? 0 : squares);
-  AlignedArray<double> unit_sums(unit == nullptr ? 0 : squares);
-  AlignedArray<GramRow> bf16_rows(GRAM_BF16_ROWS + GRAM_GROUP);
+  AlignedArray<GramRow> bf16_rows(block + GRAM_GROUP);
   AlignedArray<int16_t> extremes(members * 2 * padded);
   AlignedArray<float> exponents(2 * members);
-  AlignedArray<double> vectors(10 * padded + 8 + 2 * panels);
+  AlignedArray<double> weights(2 * members);
+  AlignedArray<double> vectors(13 * padded + 8 + 2 * panels);
   double* const vector = vectors.data();
-  double* const numbers = vector + 10 * padded;
-  const GramBf16 bf16{
-      bf16_rows.data(), extremes.data(),
-      exponents.data(), vector,
-      numbers,          {vector + padded, vector + 2 * padded, vector + 3 * padded},
-      numbers + 4,      {vector + 4 * padded, vector + 5 * padded, vector + 6 * padded},
-      numbers + 8,      {vector + 7 * padded, vector + 8 * padded, vector + 9 * padded}};
-  const GramScratch scratch{
-      padded,
-      {left.data(), right.data()},
-      scales.data(),
-      largest.data(),
-      factors.data(),
-      {pilots.data(), pilots.data() + padded},
-      {column_totals.data(), column_totals.data() + padded},
-      {noises.data(), noises.data() + panels},
-      {raw == nullptr ? nullptr : raw_sums.data(), unit == nullptr ? nullptr : unit_sums.data()},
-      zero_row.data(),
-      bf16};
+  double* const numbers = vector + 13 * padded;
+  const GramBf16 bf16{bf16_rows.data(),
+                      extremes.data(),
+                      exponents.data(),
+                      weights.data(),
+                      vector,
+                      numbers,
+                      {vector + padded, vector + 2 * padded, vector + 3 * padded},
+                      numbers + 4,
+                      {vector + 4 * padded, vector + 5 * padded, vector + 6 * padded},
+                      numbers + 8,
+                      {vector + 7 * padded, vector + 9 * padded, vector + 11 * padded}};
+  const GramScratch scratch{padded,
+                            block,
+                            {digits[0], digits[1]},
+                            scales.data(),
+                            largest.data(),
+                            factors.data(),
+                            {pilots.data(), pilots.data() + padded},
+                            {column_totals.data(), column_totals.data() + padded},
+                            {noises.data(), noises.data() + panels},
+                            {raw_sums, unit_sums},
+                            {raw, unit},
+                            zero_row.data(),
+                            bf16};
   for (int which = 0; which < 2; ++which) {
     for (int64_t k = 0; k < rows.d; ++k) {
       scratch.pilots[which][k] = static_cast<float>(pilot[which * rows.d + k]);
@@ -93,8 +99,7 @@ void gram(const RowsView& rows, const MaskView& mask, const double* pilot, doubl
     amx::gram_member(rows, mask, scratch, team, member);
   });
   for (int which = 0; which < 2; ++which) {
-    if (outs[which] == nullptr) continue;
-    add_symmetric(scratch.sums[which], rows.d, outs[which]);
+    if (scratch.sums[which] == nullptr) continue;
     double* out = totals + which * rows.d;
     for (int64_t k = 0; k < rows.d; ++k) out[k] += scratch.totals[which][k];
     for (int64_t panel = 0; panel < panels; ++panel) noise[which] += scratch.noise[which][panel];

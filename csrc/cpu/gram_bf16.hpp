@@ -5,8 +5,10 @@
 //   Σ(x−p)(x−p)ᵀ = Σuuᵀ + Tdᵀ + dTᵀ + n ddᵀ,  T = Σu, d = q − p, and
 //   Σ(x̂−p̂)(x̂−p̂)ᵀ = Σu(w²u)ᵀ + Aqᵀ + qAᵀ − Bp̂ᵀ − p̂Bᵀ + Σw² qqᵀ − Σw (qp̂ᵀ + p̂qᵀ) + n p̂p̂ᵀ,
 //   A = Σw²u, B = Σwu.
-// Products of u are exact; w²u is the sum of two bfloat16 numbers to 2⁻¹⁷. Sums of products over
-// some hundred rows are in float32, all others in float64.
+// Products of u are exact; w²u is the sum of two bfloat16 numbers to 2⁻¹⁷. Where the norms of a
+// block are alike, w² = c + v with a small v, it is cu and one such number for vu (none where v is
+// 0): the products of cu are those of u. Sums of products over some hundred rows are in float32,
+// all others in float64.
 #pragma once
 
 #include "cpu/amx_digits.hpp"
@@ -17,6 +19,8 @@ namespace {
 
 /// Rows of a step: the depth of a tile of bfloat16 numbers.
 constexpr int64_t BF16_STEP = 32;
+/// Norms whose squares differ by no more than this share are alike.
+constexpr double BF16_ALIKE = 0x1p-8;
 /// Tiles of a step of the right factor: u and the two parts of w²u.
 constexpr int64_t BF16_PARTS = 3;
 /// Norms of a block reach over no more than this power of two: products stay within float32.
@@ -41,6 +45,8 @@ struct TilePromotion {
   const double* column_factors;
   double scale;
   double* out;
+  const float* also = nullptr;  // [16][16], times `common`
+  float common = 0.0f;
 
   /// Eight rows from `first` on.
   void promote_rows(int first) const {
@@ -50,7 +56,10 @@ struct TilePromotion {
 #pragma GCC unroll 8
     for (int i = first; i < first + 8; ++i) {
       double* at = out + i * GRAM_GROUP;
-      const __m512 sum = _mm512_load_ps(sums + 16 * i);
+      __m512 sum = _mm512_load_ps(sums + 16 * i);
+      if (also != nullptr) {
+        sum = _mm512_fmadd_ps(_mm512_load_ps(also + 16 * i), _mm512_set1_ps(common), sum);
+      }
       const __m512d factor = _mm512_set1_pd(row_factors[i]);
       _mm512_storeu_pd(at, _mm512_fmadd_pd(low_as_f64(sum), low * factor, _mm512_loadu_pd(at)));
       _mm512_storeu_pd(at + 8,
@@ -81,43 +90,22 @@ class Bf16Block {
     return false;
   }
 
-  /// Moves the sums about q to the pilots; one member calls it.
+  /// Moves the sums about q to the pilots; all members call it.
   void settle() {
-    const double* q = bf16_.pilot;
-    double *a = bf16_.ends[0], *b = bf16_.ends[1], *pilot = bf16_.ends[2];
-    const double n = bf16_.counts[0], empty = bf16_.counts[1];
-    if constexpr (RAW) {
-      const float* p = scratch_.pilots[0];
-      for (int64_t k = 0; k < scratch_.padded; ++k) {
-        b[k] = q[k] - p[k];
-        a[k] = bf16_.sums[0][k] + n / 2 * b[k];
-        pilot[k] = p[k];
-        scratch_.totals[0][k] += bf16_.sums[0][k] + n * b[k] - empty * p[k];
-      }
-      add_outer(scratch_.sums[0], 1.0, a, b);
-      add_outer(scratch_.sums[0], empty / 2, pilot, pilot);
+    team_wait(team_);
+    if (member_ == 0) find_ends();
+    team_wait(team_);
+    const int64_t groups = scratch_.padded / GRAM_GROUP;
+    for (int64_t group; (group = team_take(team_)) < groups;) {
+      for (int64_t panel = 2 * group; panel < 2 * group + 2; ++panel) add_ends(panel);
     }
-    if constexpr (UNIT) {
-      const float* p = scratch_.pilots[1];
-      const double w = bf16_.counts[2], squares = bf16_.counts[3];
-      for (int64_t k = 0; k < scratch_.padded; ++k) {
-        a[k] = bf16_.sums[2][k] + squares / 2 * q[k] - w / 2 * p[k];
-        b[k] = -(bf16_.sums[1][k] + w / 2 * q[k] - n / 2 * p[k]);
-        pilot[k] = p[k];
-        scratch_.totals[1][k] += bf16_.sums[1][k] + w * q[k] - n * p[k];
-      }
-      add_outer(scratch_.sums[1], 1.0, a, q);
-      add_outer(scratch_.sums[1], 1.0, b, pilot);
-    }
-    for (int i = 0; i < 4; ++i) bf16_.counts[i] = 0.0;
-    for (int which = 0; which < 3; ++which) {
-      for (int64_t k = 0; k < scratch_.padded; ++k) bf16_.sums[which][k] = 0.0;
-    }
+    team_wait(team_);
   }
 
  private:
+  static constexpr int64_t STEPS = GRAM_BF16.part / BF16_STEP;
   // Blocks after one that is refused are likely to be refused.
-  static constexpr int REFUSALS = 15;
+  static constexpr int REFUSALS = 3;
 
   bool multiply_block(int64_t first, int64_t count) {
     steps_ = (count + BF16_STEP - 1) / BF16_STEP;
@@ -128,7 +116,7 @@ class Bf16Block {
       return false;
     }
     if (!columns_allow_pilot()) {
-      team_wait(team_);
+      settle();
       if (member_ == 0) drop_pilots();
       team_wait(team_);
     }
@@ -180,11 +168,11 @@ class Bf16Block {
       for (int64_t k = 0; k < scratch_.padded; ++k) bf16_.sums[which][k] += bf16_.block[which][k];
     }
     const double rounding =
-        EPSILON * EPSILON *
-        (static_cast<double>(rows_.d) / 16.0 + 2.0 * GRAM_BF16_STEPS * BF16_STEP / 24.0);
+        EPSILON * EPSILON * (static_cast<double>(rows_.d) / 16.0 + GRAM_BF16.part / 24.0);
+    const double splitting = parts_ == 0 ? 0.0 : SPLITTING;
     for (int64_t panel = 0; panel < scratch_.padded / GRAM_PANEL; ++panel) {
       scratch_.noise[0][panel] += rounding * bf16_.squares[2 * panel];
-      scratch_.noise[1][panel] += (rounding + SPLITTING) * bf16_.squares[2 * panel + 1];
+      scratch_.noise[1][panel] += (rounding + splitting) * bf16_.squares[2 * panel + 1];
     }
   }
 
@@ -192,6 +180,8 @@ class Bf16Block {
     int16_t* least = bf16_.extremes + member_ * 2 * scratch_.padded;
     int16_t* largest = least + scratch_.padded;
     for (int64_t k = 0; k < scratch_.padded; ++k) least[k] = 0x7fff, largest[k] = -0x8000;
+    double* weights = bf16_.weights + 2 * member_;
+    weights[0] = __builtin_inf(), weights[1] = 0.0;
     float* exponents = bf16_.exponents + 2 * member_;
     exponents[0] = __builtin_inff(), exponents[1] = -__builtin_inff();
     const int64_t padded_rows = steps_ * BF16_STEP;
@@ -200,11 +190,13 @@ class Bf16Block {
     for (int64_t r = begin; r < end; ++r) {
       const RowScale scale = r < count ? scale_of(first + r) : RowScale{nullptr, 0, 0, 0};
       GramRow& row = bf16_.rows[r];
-      row = {scratch_.zero_row, 0.0, 0.0f, scale.row != nullptr};
+      row = {scratch_.zero_row, 0.0, 0.0f, 0.0f, scale.row != nullptr};
       if (scale.inverse == 0.0f) continue;
       const double inverse = static_cast<double>(scale.inverse) + scale.inverse_low;
       row.row = scale.row;
       row.weight = __builtin_scalbn(inverse, static_cast<int>(scale.exponent));
+      weights[0] = weights[0] < row.weight ? weights[0] : row.weight;
+      weights[1] = weights[1] > row.weight ? weights[1] : row.weight;
       exponents[0] = exponents[0] < scale.exponent ? exponents[0] : scale.exponent;
       exponents[1] = exponents[1] > scale.exponent ? exponents[1] : scale.exponent;
       widen(static_cast<const bf16*>(scale.row), least, largest);
@@ -235,7 +227,22 @@ class Bf16Block {
       largest = exponents[1] > largest ? exponents[1] : largest;
     }
     norm_exponent_ = least <= largest ? -static_cast<int>(least) : 0;
+    find_common();
     return !(largest - least > BF16_NORM_RANGE);
+  }
+
+  /// Sets c and how many parts are left of w²u: in units of the block.
+  void find_common() {
+    double least = __builtin_inf(), largest = 0.0;
+    for (int member = 0; member < team_.members; ++member) {
+      const double* weights = bf16_.weights + 2 * member;
+      least = weights[0] < least ? weights[0] : least;
+      largest = weights[1] > largest ? weights[1] : largest;
+    }
+    least *= norm_unit(), largest *= norm_unit();
+    const double low = least * least, high = largest * largest;
+    parts_ = low == high ? 0 : high - low <= BF16_ALIKE * high ? 1 : 2;
+    common_ = parts_ == 2 || !(low <= high) ? 0.0 : (low + high) / 2;
   }
 
   /// The least (0) or largest (1) value of a column over the rows of all members.
@@ -264,7 +271,6 @@ class Bf16Block {
   }
 
   void drop_pilots() {
-    settle();
     for (int64_t k = 0; k < rows_.d; ++k) {
       if (!allows_pilot(k)) bf16_.pilot[k] = 0.0;
     }
@@ -277,6 +283,7 @@ class Bf16Block {
     for (int64_t r = 0; r < steps_ * BF16_STEP; ++r) {
       GramRow& row = bf16_.rows[r];
       row.scaled = static_cast<float>(row.weight * unit);
+      row.square = static_cast<float>(row.weight * unit * row.weight * unit - common_);
       counts[0] += row.weight != 0.0;
       counts[1] += row.kept && row.weight == 0.0;
       counts[2] += row.weight;
@@ -361,7 +368,7 @@ class Bf16Block {
     panel.sums.add(u, row.weight);
     if (RAW) panel.sums.step[0] = _mm512_fmadd_ps(u, u, panel.sums.step[0]);
     if (!UNIT) return {_mm512_castps_si512(u), half, half};
-    const __m512 weight = _mm512_set1_ps(row.scaled), weighted = u * weight, z = weighted * weight;
+    const __m512 weighted = u * _mm512_set1_ps(row.scaled), z = u * _mm512_set1_ps(row.square);
     panel.sums.step[1] = _mm512_fmadd_ps(weighted, weighted, panel.sums.step[1]);
     const __m512i rounded = _mm512_add_epi32(_mm512_castps_si512(z), half);
     const __m512 rest = z - _mm512_castsi512_ps(_mm512_and_si512(rounded, top));
@@ -400,7 +407,7 @@ class Bf16Block {
 
   void cut_step(Panel& panel, int64_t step) const {
     constexpr int64_t AHEAD = BF16_STEP;  // rows are further apart than prefetchers look
-    const int64_t tile = panel.first / GRAM_PANEL * steps_ + step;
+    const int64_t tile = tile_at(panel.first / GRAM_PANEL, step);
     int8_t* left = scratch_.digits[0] + tile * TILE_BYTES;
     int8_t* right = scratch_.digits[1] + tile * BF16_PARTS * TILE_BYTES;
     const GramRow* rows = bf16_.rows + step * BF16_STEP;
@@ -411,7 +418,7 @@ class Bf16Block {
       __builtin_prefetch(static_cast<const bf16*>(rows[2 * two + AHEAD].row) + panel.first);
       __builtin_prefetch(static_cast<const bf16*>(rows[2 * two + 1 + AHEAD].row) + panel.first);
       _mm512_store_si512(right + 64 * two, pair(even.u, odd.u));
-      if (!UNIT) continue;
+      if (!UNIT || parts_ == 0) continue;
       _mm512_store_si512(right + TILE_BYTES + 64 * two, pair(even.high, odd.high));
       _mm512_store_si512(right + 2 * TILE_BYTES + 64 * two, pair(even.low, odd.low));
     }
@@ -422,95 +429,112 @@ class Bf16Block {
   /// A power of two near the largest norm.
   double norm_unit() const { return __builtin_scalbn(1.0, norm_exponent_); }
 
-  /// All groups against a band of panels, which stays in the second-level cache, and of a group as
-  /// many rows at a time as stay in the first.
+  /// Where the tile of a panel and a step lies: part of the block, panel, step.
+  int64_t tile_at(int64_t panel, int64_t step) const {
+    const int64_t panels = scratch_.padded / GRAM_PANEL;
+    return (step / STEPS * panels + panel) * STEPS + step % STEPS;
+  }
+
+  /// All pairs of a group and a panel on or below the diagonal, by regions.
   void multiply() const {
-    const int64_t groups = scratch_.padded / GRAM_GROUP, panels = 2 * groups;
-    const int64_t bands = (panels + GRAM_BF16_BAND - 1) / GRAM_BF16_BAND;
-    for (int64_t item; (item = team_take(team_)) < groups * bands;) {
-      const int64_t group = groups - 1 - item % groups, first = item / groups * GRAM_BF16_BAND;
-      const int64_t end = 2 * group + 2;
-      const int64_t last = first + GRAM_BF16_BAND < end ? first + GRAM_BF16_BAND : end;
-      if (first >= last) continue;
-      for (int64_t step = 0; step < steps_; step += 2 * GRAM_BF16_STEPS) {
-        multiply_group(group, first, last, step);
+    const GramRegions regions(scratch_.padded / GRAM_GROUP, GRAM_BF16_REGION);
+    for (int64_t item; (item = team_take(team_)) < regions.count();) {
+      const GramRegion region = regions.at(item);
+      for (int64_t step = 0; step < steps_; step += STEPS) {
+        for (int64_t group = region.first_group; group < region.last_group; ++group) {
+          multiply_group(group, region.first_panel, least(region.last_panel, 2 * group + 2), step);
+        }
       }
     }
   }
 
-  /// Some steps of a group against a band, half of them at a time. The sums of a panel are promoted
-  /// while the next one is multiplied.
+  /// A group, which stays in the first-level cache, against a band of panels, which stay in the
+  /// second, over the part of the block from `step` on. The sums of a panel are promoted while the
+  /// next one is multiplied, and the next group comes nearer.
   void multiply_group(int64_t group, int64_t first, int64_t last, int64_t step) const {
-    alignas(64) float sums[GRAM_BF16_BAND][4][256];
-    const int64_t end = least(step + 2 * GRAM_BF16_STEPS, steps_);
-    const int64_t middle = least(step + GRAM_BF16_STEPS, end);
-    for (int64_t other = first; other < last; ++other) {
-      add_products(group, other, step, middle, false, sums[other - first], [](int) {});
-    }
+    alignas(64) float sums[2][4][256];
+    const int64_t end = least(step + STEPS, steps_);
+    const int64_t bytes = 2 * STEPS * TILE_BYTES;
+    Prefetch next(scratch_.digits[0] + tile_at(2 * group + 2, step) * TILE_BYTES, bytes);
+    const int64_t lines = bytes / 64 / ((end - step) * (last - first)) + 1;
     TilePromotion before[4] = {};
-    const double scale = __builtin_scalbn(1.0, -2 * norm_exponent_);
     for (int64_t other = first; other < last; ++other) {
-      float (&found)[4][256] = sums[other - first];
-      if (middle < end) {
-        add_products(group, other, middle, end, true, found, [&](int k) { promote(before, k, 1); });
-        promote(before, static_cast<int>(end - middle), GRAM_BF16_STEPS);
-      } else {
-        promote(before, 0, GRAM_BF16_STEPS);
-      }
+      float (&found)[4][256] = sums[other % 2];
+      add_products(group, other, step, end, found, [&](int k) {
+        next.lines(lines);
+        if (k < 8) promote(before, k, 1);
+      });
+      promote(before, static_cast<int>(end - step), 8);
       for (int tile = 0; tile < 4; ++tile) {
         const int which = tile / 2;
         if (which == 0 ? !RAW : !UNIT) continue;
-        const int64_t panel = 2 * group + tile % 2;
-        before[tile] = {found[tile], scratch_.factors + panel * GRAM_PANEL,
-                        scratch_.factors + other * GRAM_PANEL, which == 0 ? 1.0 : scale,
-                        gram_place(scratch_.sums[which], panel, other)};
+        before[tile] = promotion(found, tile, 2 * group + tile % 2, other);
       }
     }
-    promote(before, 0, GRAM_BF16_STEPS);
+    promote(before, 0, 8);
+  }
+
+  TilePromotion promotion(const float (&sums)[4][256], int tile, int64_t panel,
+                          int64_t other) const {
+    const int which = tile / 2;
+    TilePromotion made{sums[tile], scratch_.factors + panel * GRAM_PANEL,
+                       scratch_.factors + other * GRAM_PANEL, 1.0,
+                       gram_place(scratch_.sums[which], panel, other)};
+    if (which == 0) return made;
+    made.scale = __builtin_scalbn(1.0, -2 * norm_exponent_);
+    if (parts_ == 1) made.also = sums[tile - 2], made.common = static_cast<float>(common_);
+    if (parts_ == 0) made.sums = sums[tile - 2], made.scale *= common_;
+    return made;
   }
 
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
   /// The share of `count` steps from `step` on in the promotion of four tiles: half a tile a step.
   static void promote(const TilePromotion (&tiles)[4], int step, int count) {
-    static_assert(GRAM_BF16_STEPS == 8);
     for (int k = step; k < 8 && k < step + count; ++k) {
       const TilePromotion& tile = tiles[k / 2];
       if (tile.sums != nullptr) tile.promote_rows(k % 2 * 8);
     }
   }
 
-  /// Adds up a group and a panel over steps: uuᵀ and u(w²u)ᵀ, two panels each. Calls between(k)
-  /// after step k.
   template <class Between>
-  void add_products(int64_t group, int64_t other, int64_t step, int64_t end, bool go_on,
-                    float (&sums)[4][256], Between between) const {
-    const int64_t panel = steps_ * TILE_BYTES;
-    const int8_t* a = scratch_.digits[0] + 2 * group * panel + step * TILE_BYTES;
-    const int8_t* b = scratch_.digits[1] + (other * panel + step * TILE_BYTES) * BF16_PARTS;
-    if (go_on) {
-      _tile_loadd(0, sums[0], 64);
-      _tile_loadd(1, sums[1], 64);
-      _tile_loadd(2, sums[2], 64);
-      _tile_loadd(3, sums[3], 64);
+  void add_products(int64_t group, int64_t other, int64_t step, int64_t end, float (&sums)[4][256],
+                    Between between) const {
+    if (!UNIT || parts_ == 0) {
+      add_parts<true, 0>(group, other, step, end, sums, between);
+    } else if (parts_ == 1) {
+      add_parts<true, 1>(group, other, step, end, sums, between);
     } else {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
+      add_parts<RAW, 2>(group, other, step, end, sums, between);
     }
+  }
+
+  /// Adds up a group and a panel over steps: uuᵀ, if so, and the products of u and the parts of
+  /// w²u, two panels each. Calls between(k) after step k.
+  template <bool SQUARES, int PARTS, class Between>
+  void add_parts(int64_t group, int64_t other, int64_t step, int64_t end, float (&sums)[4][256],
+                 Between between) const {
+    constexpr int64_t panel = STEPS * TILE_BYTES;
+    const int8_t* a = scratch_.digits[0] + tile_at(2 * group, step) * TILE_BYTES;
+    const int8_t* b = scratch_.digits[1] + tile_at(other, step) * TILE_BYTES * BF16_PARTS;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
     for (int k = 0; k < end - step; ++k) {
       _tile_loadd(4, a, 64);
       _tile_loadd(5, a + panel, 64);
-      if constexpr (RAW) {
+      if constexpr (SQUARES) {
         _tile_loadd(6, b, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 5, 6);
       }
-      if constexpr (UNIT) {
+      if constexpr (PARTS > 0) {
         _tile_loadd(7, b + TILE_BYTES, 64);
         _tile_dpbf16ps(2, 4, 7);
         _tile_dpbf16ps(3, 5, 7);
+      }
+      if constexpr (PARTS > 1) {
         _tile_loadd(6, b + 2 * TILE_BYTES, 64);
         _tile_dpbf16ps(2, 4, 6);
         _tile_dpbf16ps(3, 5, 6);
@@ -521,23 +545,54 @@ class Bf16Block {
     }
     _tile_stored(0, sums[0], 64);
     _tile_stored(1, sums[1], 64);
+    if (PARTS == 0) return;
     _tile_stored(2, sums[2], 64);
     _tile_stored(3, sums[3], 64);
   }
 
-  /// sums += scale · (abᵀ + baᵀ)
-  void add_outer(double* sums, double scale, const double* a, const double* b) const {
-    if (scale == 0.0) return;
-    for (int64_t panel = 0; panel < scratch_.padded / GRAM_PANEL; ++panel) {
+  double* end(int which, int side) const { return bf16_.ends[which] + side * scratch_.padded; }
+
+  /// Sums about q and p differ by abᵀ + baᵀ + cpᵀ + pcᵀ: a and c of both Grams, and totals. b is d
+  /// of the raw one and q of the other.
+  void find_ends() const {
+    const double* q = bf16_.pilot;
+    const double n = bf16_.counts[0], empty = bf16_.counts[1];
+    const double w = bf16_.counts[2], squares = bf16_.counts[3];
+    for (int64_t k = 0; k < scratch_.padded; ++k) {
+      if constexpr (RAW) {
+        const double p = scratch_.pilots[0][k], d = q[k] - p;
+        end(0, 0)[k] = bf16_.sums[0][k] + n / 2 * d;
+        end(0, 1)[k] = empty / 2 * p;
+        end(2, 0)[k] = d;
+        scratch_.totals[0][k] += bf16_.sums[0][k] + n * d - empty * p;
+      }
+      if constexpr (UNIT) {
+        const double p = scratch_.pilots[1][k];
+        end(1, 0)[k] = bf16_.sums[2][k] + squares / 2 * q[k] - w / 2 * p;
+        end(1, 1)[k] = -(bf16_.sums[1][k] + w / 2 * q[k] - n / 2 * p);
+        end(2, 1)[k] = q[k];
+        scratch_.totals[1][k] += bf16_.sums[1][k] + w * q[k] - n * p;
+      }
+    }
+    for (int i = 0; i < 4; ++i) bf16_.counts[i] = 0.0;
+    for (double* sums : bf16_.sums) {
+      for (int64_t k = 0; k < scratch_.padded; ++k) sums[k] = 0.0;
+    }
+  }
+
+  void add_ends(int64_t panel) const {
+    for (int which = 0; which < 2; ++which) {
+      if (which == 0 ? !RAW : !UNIT) continue;
+      const double *a = end(which, 0), *b = end(2, which), *c = end(which, 1);
+      const float* p = scratch_.pilots[which];
       for (int64_t other = 0; other <= panel; ++other) {
-        double* out = gram_place(sums, panel, other);
-        for (int64_t i = 0; i < GRAM_PANEL; ++i) {
-          const double a_i = scale * a[panel * GRAM_PANEL + i],
-                       b_i = scale * b[panel * GRAM_PANEL + i];
+        double* out = gram_place(scratch_.sums[which], panel, other);
+        for (int64_t i = panel * GRAM_PANEL; i < (panel + 1) * GRAM_PANEL; ++i) {
           for (int64_t j = 0; j < GRAM_PANEL; ++j) {
-            out[i * GRAM_GROUP + j] +=
-                a_i * b[other * GRAM_PANEL + j] + b_i * a[other * GRAM_PANEL + j];
+            const int64_t k = other * GRAM_PANEL + j;
+            out[j] += a[i] * b[k] + b[i] * a[k] + c[i] * p[k] + p[i] * c[k];
           }
+          out += GRAM_GROUP;
         }
       }
     }
@@ -551,7 +606,9 @@ class Bf16Block {
   int member_;
   int64_t steps_ = 0;
   int norm_exponent_ = 0;
-  int refused_ = 0;  // blocks still to be refused
+  int parts_ = 2;        // of w²u, besides common_ u
+  double common_ = 0.0;  // c
+  int refused_ = 0;      // blocks still to be refused
 };
 
 }  // namespace

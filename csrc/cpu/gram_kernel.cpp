@@ -1,5 +1,7 @@
 // The kernel of gram for processors with AMX. Phases over a block of rows, with a barrier between:
-// scales of rows and columns, digits of every panel, products of every pair of groups.
+// scales of rows and columns, digits of every panel, products of every pair of panels. The products
+// go by regions of the result that stay in the second-level cache of one processor, and over the
+// parts of the block within.
 #include "cpu/gram_kernel.hpp"
 
 #include "cpu/amx_digits.hpp"
@@ -34,6 +36,8 @@ class Block {
   }
 
  private:
+  static constexpr int64_t STEPS = (S == 5 ? GRAM_SINGLE : GRAM_HALF).part / GRAM_STEP;
+
   void scale_rows(int64_t first) {
     float* largest = scratch_.largest + member_ * 2 * scratch_.padded;
     for (int64_t k = 0; k < 2 * scratch_.padded; ++k) largest[k] = 0.0f;
@@ -118,7 +122,7 @@ class Block {
     for (int64_t step = 0; step < steps_; ++step) {
       int8_t* tiles[2];
       for (int side = 0; side < 2; ++side) {
-        tiles[side] = scratch_.digits[side] + (panel * steps_ + step) * S * TILE_BYTES;
+        tiles[side] = scratch_.digits[side] + tile_at(panel, step);
       }
       for (int quad = 0; quad < GRAM_PANEL; ++quad) {
         __m512i high[4], low[4];
@@ -221,28 +225,46 @@ class Block {
     _mm512_store_si512(last, select(0xffff0000, _mm512_slli_epi32(even23, 16), even01));
   }
 
-  /// All pairs of panels on or below the diagonal: a panel, which stays in the first-level cache,
-  /// against a band of others, whose digits stay in the second. The sums of a pair are promoted
-  /// while the next one is multiplied.
+  /// Where the digits of a panel and a step lie: part of the block, panel, step.
+  int64_t tile_at(int64_t panel, int64_t step) const {
+    const int64_t panels = scratch_.padded / GRAM_PANEL, part = step / STEPS;
+    return ((part * panels + panel) * STEPS + step % STEPS) * S * TILE_BYTES;
+  }
+
+  /// All pairs of panels on or below the diagonal, by regions.
   void multiply(double* sums) const {
-    const int64_t panels = scratch_.padded / GRAM_PANEL,
-                  bands = (panels + GRAM_BAND - 1) / GRAM_BAND;
-    for (int64_t item; (item = team_take(team_)) < panels * bands;) {
-      const int64_t panel = panels - 1 - item % panels, first = item / panels * GRAM_BAND;
-      const int64_t last = first + GRAM_BAND < panel + 1 ? first + GRAM_BAND : panel + 1;
-      if (first < last) multiply_panel(panel, first, last, sums);
+    const GramRegions regions(scratch_.padded / GRAM_GROUP, GRAM_DIGIT_REGION);
+    for (int64_t item; (item = team_take(team_)) < regions.count();) {
+      const GramRegion region = regions.at(item);
+      for (int64_t step = 0; step < steps_; step += STEPS) {
+        for (int64_t panel = 2 * region.first_group; panel < 2 * region.last_group; ++panel) {
+          const int64_t last = region.last_panel < panel + 1 ? region.last_panel : panel + 1;
+          if (region.first_panel < last) {
+            multiply_panel(panel, region.first_panel, last, step, sums);
+          }
+        }
+      }
     }
   }
 
-  void multiply_panel(int64_t panel, int64_t first, int64_t last, double* sums) const {
+  /// A panel, which stays in the first-level cache, against a band of others, whose digits stay in
+  /// the second, over the part of the block from `step` on. The sums of a pair are promoted while
+  /// the next one is multiplied, and the next panel comes nearer.
+  void multiply_panel(int64_t panel, int64_t first, int64_t last, int64_t step,
+                      double* sums) const {
     alignas(64) TileSums<S> products[2];
-    const int64_t bytes = S * steps_ * TILE_BYTES;
-    const int8_t* left = scratch_.digits[0] + panel * bytes;
+    const int64_t steps = steps_ - step < STEPS ? steps_ - step : STEPS;
+    const int8_t* left = scratch_.digits[0] + tile_at(panel, step);
+    Prefetch next(left + STEPS * S * TILE_BYTES, STEPS * S * TILE_BYTES);
+    const int64_t lines = STEPS * S * TILE_BYTES / 64 / (3 * steps * (last - first)) + 1;
     Promotion before{};
     for (int64_t other = first; other < last; ++other) {
       TileSums<S>& found = products[other % 2];
-      const int8_t* right = scratch_.digits[1] + other * bytes;
-      add_products<S>(left, right, steps_, found, [&] { before.promote(rows_between()); });
+      const int8_t* right = scratch_.digits[1] + tile_at(other, step);
+      add_products<S>(left, right, steps, found, [&] {
+        next.lines(lines);
+        before.promote(rows_between(steps));
+      });
       before.promote(GRAM_PANEL);
       before = Promotion{&found, scratch_.factors + panel * GRAM_PANEL,
                          scratch_.factors + other * GRAM_PANEL, gram_place(sums, panel, other)};
@@ -251,8 +273,8 @@ class Block {
   }
 
   /// Rows of a tile to promote at each of the three stops of a step.
-  int rows_between() const {
-    return static_cast<int>((GRAM_PANEL + 3 * steps_ - 1) / (3 * steps_));
+  static int rows_between(int64_t steps) {
+    return static_cast<int>((GRAM_PANEL + 3 * steps - 1) / (3 * steps));
   }
 
   /// sums += Σ_w products[w] 2^(-8w) · row factor · column factor, some rows at a time. What stands
@@ -305,10 +327,10 @@ class Block {
 
 template <class T, int S>
 void run(const RowsView& rows, const MaskView& mask, const GramScratch& scratch, Team& team,
-         int member, int64_t block_rows) {
+         int member) {
   Block<T, S> block(rows, mask, scratch, team, member);
-  for (int64_t first = 0; first < rows.n; first += block_rows) {
-    block.run(first, rows.n - first < block_rows ? rows.n - first : block_rows);
+  for (int64_t first = 0; first < rows.n; first += scratch.rows) {
+    block.run(first, rows.n - first < scratch.rows ? rows.n - first : scratch.rows);
   }
 }
 
@@ -316,18 +338,41 @@ void run(const RowsView& rows, const MaskView& mask, const GramScratch& scratch,
 template <bool RAW, bool UNIT>
 void run_bf16(const RowsView& rows, const MaskView& mask, const GramScratch& scratch, Team& team,
               int member) {
-  constexpr int64_t ROWS = GRAM_BF16_ROWS;
   Bf16Block<RAW, UNIT> block(rows, mask, scratch, team, member);
   Block<bf16, GRAM_HALF.digits> digits(rows, mask, scratch, team, member);
-  for (int64_t first = 0; first < rows.n; first += ROWS) {
-    const int64_t count = rows.n - first < ROWS ? rows.n - first : ROWS;
-    if (block.run(first, count)) continue;
-    for (int64_t part = 0; part < count; part += GRAM_HALF.rows) {
-      const int64_t left = count - part;
-      digits.run(first + part, left < GRAM_HALF.rows ? left : GRAM_HALF.rows);
+  for (int64_t first = 0; first < rows.n; first += scratch.rows) {
+    const int64_t count = rows.n - first < scratch.rows ? rows.n - first : scratch.rows;
+    if (!block.run(first, count)) digits.run(first, count);
+  }
+  block.settle();
+}
+
+/// Adds a group of rows of the lower triangle to both halves of the [d, d] result.
+void add_symmetric(double* sums, int64_t group, int64_t d, double* out) {
+  constexpr int64_t W = GRAM_GROUP;
+  const int64_t first = group * W, rows = d - first < W ? d - first : W;
+  for (int64_t other = 0; other <= group; ++other) {
+    const double* square = gram_place(sums, 2 * group, 2 * other);
+    double* lower = out + first * d + other * W;
+    double* upper = out + other * W * d + first;
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t end = other == group ? i + 1 : W;
+      for (int64_t j = 0; j < end; ++j) lower[i * d + j] += square[i * W + j];
+    }
+    for (int64_t j = 0; j < (other == group ? rows : W); ++j) {
+      const int64_t begin = other == group ? j + 1 : 0;
+      for (int64_t i = begin; i < rows; ++i) upper[j * d + i] += square[i * W + j];
     }
   }
-  if (member == 0) block.settle();
+}
+
+void add_results(const GramScratch& scratch, int64_t d, Team& team) {
+  const int64_t groups = scratch.padded / GRAM_GROUP;
+  for (int64_t item; (item = team_take(team)) < 2 * groups;) {
+    const int64_t which = item % 2, group = groups - 1 - item / 2;
+    if (scratch.sums[which] == nullptr) continue;
+    add_symmetric(scratch.sums[which], group, d, scratch.outs[which]);
+  }
 }
 
 }  // namespace
@@ -336,9 +381,9 @@ void gram_member(const RowsView& rows, const MaskView& mask, const GramScratch& 
                  int member) {
   const TileSession tiles;
   if (rows.dtype == DType::f32) {
-    run<float, GRAM_SINGLE.digits>(rows, mask, scratch, team, member, GRAM_SINGLE.rows);
+    run<float, GRAM_SINGLE.digits>(rows, mask, scratch, team, member);
   } else if (rows.dtype == DType::f16) {
-    run<f16, GRAM_HALF.digits>(rows, mask, scratch, team, member, GRAM_HALF.rows);
+    run<f16, GRAM_HALF.digits>(rows, mask, scratch, team, member);
   } else if (scratch.sums[0] == nullptr) {
     run_bf16<false, true>(rows, mask, scratch, team, member);
   } else if (scratch.sums[1] == nullptr) {
@@ -346,6 +391,8 @@ void gram_member(const RowsView& rows, const MaskView& mask, const GramScratch& 
   } else {
     run_bf16<true, true>(rows, mask, scratch, team, member);
   }
+  team_wait(team);
+  add_results(scratch, rows.d, team);
 }
 
 }  // namespace aniso::cpu::ANISO_ISA

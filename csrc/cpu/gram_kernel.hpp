@@ -14,56 +14,99 @@ constexpr int64_t GRAM_GROUP = 2 * GRAM_PANEL;
 /// Rows of a step: the depth of a tile of 8-bit digits.
 constexpr int64_t GRAM_STEP = 64;
 
-/// Panels that a panel is multiplied with at a time: as many as stay in the second-level cache.
-constexpr int64_t GRAM_BAND = 48;
+/// Results are computed by regions, so many groups against a band of so many panels, whose sums
+/// stay in the second-level cache while all rows of a block go by: of products of digits, and of
+/// bfloat16 numbers (two results each).
+struct GramRegionSize {
+  int64_t groups, panels;
+};
+constexpr GramRegionSize GRAM_DIGIT_REGION{24, 6};
+constexpr GramRegionSize GRAM_BF16_REGION{12, 4};
 
-/// How many digits a number is cut into, and how many rows are taken at once: as many as keep the
+/// A block is as many parts as fit in so many bytes, and no more than so many.
+constexpr int64_t GRAM_BLOCK_BYTES = int64_t{32} << 20;
+constexpr int64_t GRAM_BLOCK_PARTS = 8;
+
+/// How many digits a number is cut into, and the rows of a part of a block: as many as keep the
 /// digits of two panels in the first-level cache (measured on 768 columns).
 struct GramPlan {
   int digits;
-  int64_t rows;
+  int64_t part;
+  int bytes;  // per number, in both factors
 };
-constexpr GramPlan GRAM_SINGLE{5, 192};
-constexpr GramPlan GRAM_HALF{3, 384};
-/// Rows taken at once where bfloat16 rows are multiplied as they are.
-constexpr int64_t GRAM_BF16_ROWS = 512;
-/// Steps of 32 of them in the first-level cache, and panels in the second.
-constexpr int64_t GRAM_BF16_STEPS = 8;
-constexpr int64_t GRAM_BF16_BAND = 16;
+constexpr GramPlan GRAM_SINGLE{5, 192, 10};
+constexpr GramPlan GRAM_HALF{3, 384, 6};
+/// bfloat16 rows multiplied as they are, in parts that hold whole ones of digits too.
+constexpr GramPlan GRAM_BF16{1, 512, 8};
+
+/// Groups against a band of panels.
+struct GramRegion {
+  int64_t first_group, last_group, first_panel, last_panel;
+};
+
+/// The regions on or below the diagonal of a triangle of groups, the tallest first.
+class GramRegions {
+ public:
+  GramRegions(int64_t groups, const GramRegionSize& size)
+      : groups_(groups),
+        size_(size),
+        bands_((2 * groups + size.panels - 1) / size.panels),
+        heights_((groups + size.groups - 1) / size.groups) {}
+
+  /// Some of them are empty.
+  int64_t count() const { return bands_ * heights_; }
+  GramRegion at(int64_t item) const {
+    const int64_t first_panel = item / heights_ * size_.panels, diagonal = first_panel / 2;
+    const int64_t first = diagonal + item % heights_ * size_.groups;
+    const int64_t last = first + size_.groups, last_panel = first_panel + size_.panels;
+    return {first, last < groups_ ? last : groups_, first_panel,
+            last_panel < 2 * groups_ ? last_panel : 2 * groups_};
+  }
+
+ private:
+  int64_t groups_;
+  GramRegionSize size_;
+  int64_t bands_, heights_;
+};
 
 /// A row of bfloat16 numbers: zeros where it has no direction, and is kept for all that.
 struct GramRow {
   const void* row;
   double weight;  // 1/‖x‖, or 0
   float scaled;   // weight in units of the block
+  float square;   // its square, less what the rows of the block have in common
   bool kept;
 };
 
 /// Scratch for products of bfloat16 rows as they are (see gram_bf16.hpp).
 struct GramBf16 {
-  GramRow* rows;         // [GRAM_BF16_ROWS]
+  GramRow* rows;         // [rows]
   int16_t* extremes;     // [members][2][padded]: least and largest values of the columns
   float* exponents;      // [members][2]: least and largest exponent of 1/‖x‖
+  double* weights;       // [members][2]: least and largest 1/‖x‖
   double* pilot;         // [padded]: q
   double* counts;        // [4]: rows with a direction, kept rows without, Σw, Σw²
   double* sums[3];       // [padded]: Σu, Σwu, Σw²u
   double* block_counts;  // of the block alone
   double* block[3];
   double* squares;  // [panels][2]: Σu², Σw²u² of the block
-  double* ends[3];  // [padded]: room for the corrections
+  double* ends[3];  // [2][padded]: what the sums are moved by (see Bf16Block::settle)
 };
 
 /// Scratch of one call; d is padded to whole groups.
 struct GramScratch {
   int64_t padded;        // columns
-  int8_t* digits[2];     // of the left and of the right factor: [panel][step][digit][1 KiB tile]
-  RowScale* scales;      // [plan.rows]
+  int64_t rows;          // of a block
+  int8_t* digits[2];     // of the left and of the right factor:
+                         // [part][panel][step][digit][1 KiB tile]
+  RowScale* scales;      // [rows]
   float* largest;        // [members][2][padded]: max |x_k| and max |x̂_k| over a member's rows
   double* factors;       // [padded]: weight of the first digit
   float* pilots[2];      // raw, unit: [padded] what is subtracted from every row
   double* totals[2];     // raw, unit: [padded] sums of the columns of what is multiplied
   double* noise[2];      // raw, unit: [panels] rounding to the last digit, squared and summed
   double* sums[2];       // raw, unit: [group pair][32][32], lower triangle; null where not asked
+  double* outs[2];       // raw, unit: [d, d]
   const void* zero_row;  // [padded] elements
   GramBf16 bf16;
 };

@@ -10,13 +10,35 @@ namespace {
 
 constexpr int DIGITS = 3;
 
+// One step of products of three digits: i and j have weight i + j, and those beyond weight 2 are
+// left out. Sums 0: weight 0; 1 and 2: weight 1; 3 and 4: weight 2, taking turns so that none waits
+// for the one before.
+#define ADD_DIGITS(even, odd)             \
+  _tile_loadd(6, a + 2 * TILE_BYTES, 64); \
+  _tile_loadd(7, b, 64);                  \
+  _tile_dpbssd(even, 6, 7);               \
+  _tile_loadd(6, a + TILE_BYTES, 64);     \
+  _tile_dpbssd(1, 6, 7);                  \
+  between();                              \
+  _tile_loadd(5, b + TILE_BYTES, 64);     \
+  _tile_dpbssd(odd, 6, 5);                \
+  _tile_loadd(6, a, 64);                  \
+  _tile_dpbssd(0, 6, 7);                  \
+  between();                              \
+  _tile_dpbssd(2, 6, 5);                  \
+  _tile_loadd(7, b + 2 * TILE_BYTES, 64); \
+  _tile_dpbssd(even, 6, 7);               \
+  between();                              \
+  a += STEP_BYTES;                        \
+  b += STEP_BYTES
+
 /// How rows are packed and multiplied; T says which numbers they hold.
 template <class T>
 struct Packing {
   static constexpr int64_t STEP_COLUMNS = 64;
   static constexpr int64_t STEP_BYTES = DIGITS * TILE_BYTES;
   static constexpr int64_t SIDE = 1;
-  typedef TileSums<DIGITS> Sums;
+  typedef int32_t Sums[5][256];
 
   /// Digits of one row into its place in a panel, step after step; returns its scale.
   static float pack(const T* row, int64_t d, int8_t* out) {
@@ -50,16 +72,33 @@ struct Packing {
   template <class Between>
   static void multiply(const int8_t* a, const int8_t* b, int64_t, int64_t steps, Sums (&sums)[1],
                        Between between) {
-    add_products<DIGITS>(a, b, steps, sums[0], between);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    int64_t step = 0;
+    for (; step + 2 <= steps; step += 2) {
+      ADD_DIGITS(3, 4);
+      ADD_DIGITS(4, 3);
+    }
+    if (step < steps) {
+      ADD_DIGITS(3, 4);
+    }
+    _tile_stored(0, sums[0][0], 64);
+    _tile_stored(1, sums[0][1], 64);
+    _tile_stored(2, sums[0][2], 64);
+    _tile_stored(3, sums[0][3], 64);
+    _tile_stored(4, sums[0][4], 64);
   }
 
-  static __m512 row_of(const Sums& sums, int i) {
-    __m512 total = _mm512_setzero_ps();
-    for (int weight = DIGITS; weight >= 0; --weight) {
-      const __m512 product = _mm512_cvtepi32_ps(_mm512_load_si512(&sums[weight][16 * i]));
-      total = _mm512_fmadd_ps(total, _mm512_set1_ps(0x1p-8f), product);
-    }
-    return total;
+  static __m512 row_of(const Sums* sums, int64_t row) {
+    const int32_t* at = sums[row / PAIR_PANEL][0] + row % PAIR_PANEL * 16;
+    const auto sum = [&](int k) { return _mm512_load_si512(at + 256 * k); };
+    const __m512 light = _mm512_cvtepi32_ps(_mm512_add_epi32(sum(3), sum(4)));
+    const __m512 middle = _mm512_cvtepi32_ps(_mm512_add_epi32(sum(1), sum(2)));
+    const __m512 digit = _mm512_set1_ps(0x1p-8f);
+    return (light * digit + middle) * digit + _mm512_cvtepi32_ps(sum(0));
   }
 };
 
@@ -82,7 +121,7 @@ struct Packing<bf16> {
   }
 
   /// Products of two panels and two panels of partners; calls between() STOPS times a step.
-  static constexpr int64_t STOPS = 1;
+  static constexpr int64_t STOPS = 2;
   template <class Between>
   static void multiply(const int8_t* a, const int8_t* b, int64_t panel, int64_t steps,
                        Sums (&sums)[4], Between between) {
@@ -96,6 +135,7 @@ struct Packing<bf16> {
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(5, a + at + panel, 64);
       _tile_dpbf16ps(2, 5, 6);
+      between();
       _tile_loadd(7, b + at + panel, 64);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
@@ -107,7 +147,7 @@ struct Packing<bf16> {
     _tile_stored(3, sums[3], 64);
   }
 
-  static __m512 row_of(const Sums& sums, int i) { return _mm512_load_ps(&sums[16 * i]); }
+  static __m512 row_of(const Sums* sums, int64_t row) { return _mm512_load_ps(sums[0] + row * 16); }
 };
 
 /// Where cosines go: private to a thread.
@@ -117,33 +157,40 @@ class Counter {
       : plan_(plan),
         member_(member),
         bins_(bins),
+        counters_(member.counters),
         some_outside_(low > -1.0 || high < 1.0),
-        low_(_mm512_set1_ps(static_cast<float>(low))),
-        high_(_mm512_set1_ps(static_cast<float>(high))),
-        per_unit_(_mm512_set1_ps(static_cast<float>(bins / (high - low)))),
+        low_(_mm512_set1_ps(low > -1.0 ? static_cast<float>(low) : -__builtin_inff())),
+        high_(_mm512_set1_ps(high < 1.0 ? static_cast<float>(high) : __builtin_inff())),
         least_(_mm512_set1_ps(__builtin_inff())),
         largest_(_mm512_set1_ps(-__builtin_inff())) {
+    const float per_unit = static_cast<float>(bins / (high - low));
+    per_unit_ = _mm512_set1_ps(per_unit);
+    // Of the rounded number of bins to a unit, so that low itself comes to lie at 1.
+    start_ = _mm512_set1_ps(static_cast<float>(1.0 - low * per_unit));
     for (int lane = 0; lane < 16; ++lane) copies_[lane] = lane % plan.copies * plan.stride;
   }
 
-  /// Counts the cosines whose bit in `kept` is set.
+  /// Counts cosines: all of them, or those whose bit in `kept` is set. Rounding may have carried
+  /// them a little beyond 1.
+  template <bool ALL>
   void add(__m512 cosine, __mmask16 kept) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    cosine = _mm512_max_ps(_mm512_min_ps(cosine, one), _mm512_sub_ps(_mm512_setzero_ps(), one));
-    least_ = _mm512_mask_min_ps(least_, kept, least_, cosine);
-    largest_ = _mm512_mask_max_ps(largest_, kept, largest_, cosine);
+    least_ = _mm512_mask_min_ps(least_, ALL ? 0xffff : kept, least_, cosine);
+    largest_ = _mm512_mask_max_ps(largest_, ALL ? 0xffff : kept, largest_, cosine);
     const __m512i last = _mm512_set1_epi32(static_cast<int>(bins_));
-    // Bin k is counter k + 1: what lies below low by less than a bin truncates to 0.
-    __m512i bin = _mm512_cvttps_epi32((cosine - low_) * per_unit_ + one);
-    bin = _mm512_min_epi32(_mm512_max_epi32(bin, _mm512_setzero_si512()), last);
+    // Bin k is counter k + 1.
+    __m512i bin = _mm512_cvttps_epi32(_mm512_fmadd_ps(cosine, per_unit_, start_));
+    bin = _mm512_min_epi32(_mm512_max_epi32(bin, _mm512_set1_epi32(1)), last);
     if (some_outside_) bin = move_outside(cosine, bin);
-    if (kept != 0xffff) {
+    if (!ALL) {
       bin = _mm512_mask_set1_epi32(bin, static_cast<__mmask16>(~kept), static_cast<int>(bins_) + 2);
     }
-    alignas(64) int32_t at[16];
+    alignas(64) uint64_t at[8];  // two at a time
     _mm512_store_si512(at, _mm512_add_epi32(bin, _mm512_load_si512(copies_)));
-#pragma GCC unroll 16
-    for (int lane = 0; lane < 16; ++lane) member_.counters[at[lane]] += 1;
+#pragma GCC unroll 8
+    for (int pair = 0; pair < 8; ++pair) {
+      counters_[static_cast<uint32_t>(at[pair])] += 1;
+      counters_[at[pair] >> 32] += 1;
+    }
   }
 
   /// Moves the counters on to 64 bits.
@@ -153,8 +200,9 @@ class Counter {
       for (int64_t k = 0; k < bins_ + 2; ++k) member_.counts[k] += counters[k];
       for (int64_t k = 0; k < plan_.stride; ++k) counters[k] = 0;
     }
-    member_.least = _mm512_reduce_min_ps(least_);
-    member_.largest = _mm512_reduce_max_ps(largest_);
+    const float least = _mm512_reduce_min_ps(least_), largest = _mm512_reduce_max_ps(largest_);
+    member_.least = least < -1.0f ? -1.0f : least;
+    member_.largest = largest > 1.0f ? 1.0f : largest;
   }
 
  private:
@@ -169,8 +217,9 @@ class Counter {
   const PairPlan& plan_;
   PairMember& member_;
   int64_t bins_;
+  uint32_t* counters_;
   bool some_outside_;
-  __m512 low_, high_, per_unit_, least_, largest_;
+  __m512 low_, high_, per_unit_, start_, least_, largest_;
   alignas(64) int32_t copies_[16];
 };
 
@@ -188,6 +237,7 @@ class Pairs {
         team_(team),
         counter_(counter),
         steps_((a.d + P::STEP_COLUMNS - 1) / P::STEP_COLUMNS),
+        stops_(P::STOPS * steps_),
         panel_(steps_ * P::STEP_BYTES) {}
 
   void run() {
@@ -212,6 +262,7 @@ class Pairs {
  private:
   typedef Packing<T> P;
   static constexpr int64_t TILES = P::SIDE * P::SIDE, SIDE = P::SIDE * PAIR_PANEL;
+  static constexpr int64_t ROWS = TILES * PAIR_PANEL;
 
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -238,54 +289,90 @@ class Pairs {
     }
   }
 
-  void add_block(int64_t first, int64_t count, int64_t block, int64_t partners) {
-    const int64_t panels = (partners + PAIR_GROUP - 1) / PAIR_GROUP * 2;
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      int8_t* packed = member_.block + panel * panel_;
-      pack_panel(b_, block + panel * PAIR_PANEL, packed, member_.block_scale + panel * PAIR_PANEL);
-      for (int64_t at = 0; at < panel_; at += TILE_BYTES) transpose(packed + at, packed + at);
+  /// The block's rows, transposed for the right side of a product.
+  void pack_block(int64_t first, int64_t block, int64_t partners) {
+    for (int64_t j = 0; j < partners; j += PAIR_PANEL) {
+      int8_t* packed = member_.block + j / PAIR_PANEL * panel_;
+      const int8_t* rows = packed;
+      if (self_ && block + j >= first) {
+        const int64_t in_chunk = block + j - first;
+        rows = scratch_.chunk + in_chunk / PAIR_PANEL * panel_;
+        _mm512_storeu_ps(member_.block_scale + j, _mm512_loadu_ps(scratch_.chunk_scale + in_chunk));
+      } else {
+        pack_panel(b_, block + j, packed, member_.block_scale + j);
+      }
+      for (int64_t at = 0; at < panel_; at += TILE_BYTES) transpose(rows + at, packed + at);
     }
+    // GCC's tile loads do not name the memory they read.
+    __asm__ volatile("" ::: "memory");
+  }
+
+  void add_block(int64_t first, int64_t count, int64_t block, int64_t partners) {
+    pack_block(first, block, (partners + PAIR_GROUP - 1) / PAIR_GROUP * PAIR_GROUP);
     alignas(64) typename P::Sums sums[2][TILES];
-    Counting before{};
+    Counting before{sums[1], 0, 0, 0, 0, true, ROWS};
     int turn = 0;
-    for (int64_t i = 0; i < count; i += SIDE) {
-      const int64_t end = self_ ? least(partners, first + i - block + 1) : partners;
+    const int64_t begin = self_ && block > first ? (block - first) / SIDE * SIDE : 0;
+    for (int64_t i = begin; i < count; i += SIDE) {
+      const int64_t end = self_ ? least(partners, first + i - block + SIDE) : partners;
+      const int8_t* rows = scratch_.chunk + i / PAIR_PANEL * panel_;
+      Ahead ahead(rows, P::SIDE * panel_, stops_ * ((end + SIDE - 1) / SIDE));
       for (int64_t j = 0; j < end; j += SIDE, turn ^= 1) {
-        P::multiply(scratch_.chunk + i / PAIR_PANEL * panel_,
-                    member_.block + j / PAIR_PANEL * panel_, panel_, steps_, sums[turn],
-                    [&] { count_rows(before, rows_between()); });
-        count_rows(before, TILES * PAIR_PANEL);
-        before = {sums[turn], i, j, first + i, block + j, 0};
+        int64_t due = 0;
+        P::multiply(rows, member_.block + j / PAIR_PANEL * panel_, panel_, steps_, sums[turn], [&] {
+          for (due += ROWS; due >= stops_; due -= stops_) count_row(before);
+          ahead.fetch();
+        });
+        before = {sums[turn], i, j, first + i, block + j, whole(first + i, block + j), 0};
       }
     }
-    count_rows(before, TILES * PAIR_PANEL);
+    while (before.next < ROWS) count_row(before);
   }
+
+  /// Brings the next rows of the chunk into the second-level cache, a few lines at a time.
+  class Ahead {
+   public:
+    Ahead(const int8_t* rows, int64_t bytes, int64_t stops)
+        : at_(rows + bytes), end_(rows + 2 * bytes), lines_((bytes / 64 + stops - 1) / stops) {}
+    void fetch() {
+      for (int64_t line = 0; line < lines_ && at_ < end_; ++line, at_ += 64) {
+        _mm_prefetch(at_, _MM_HINT_T1);
+      }
+    }
+
+   private:
+    const int8_t *at_, *end_;
+    int64_t lines_;
+  };
 
   /// Tiles multiplied together, counted row by row while the next ones are multiplied.
   struct Counting {
     const typename P::Sums* sums;
     int64_t row, partner;              // places in the chunk and in the block
     int64_t first_row, first_partner;  // and in a and b
+    bool whole;                        // every product is that of a pair
     int64_t next;
   };
 
-  /// Rows to count at each stop of a multiplication.
-  int64_t rows_between() const {
-    const int64_t stops = P::STOPS * steps_;
-    return (TILES * PAIR_PANEL + stops - 1) / stops;
+  void count_row(Counting& tiles) {
+    if (tiles.next == ROWS) return;
+    const int64_t tile = tiles.next / PAIR_PANEL, in_tile = tiles.next % PAIR_PANEL;
+    const int64_t row = tile / P::SIDE * PAIR_PANEL + in_tile;
+    const int64_t partner = tile % P::SIDE * PAIR_PANEL;
+    const __m512 scale = _mm512_set1_ps(scratch_.chunk_scale[tiles.row + row]) *
+                         _mm512_loadu_ps(member_.block_scale + tiles.partner + partner);
+    const __m512 cosine = P::row_of(tiles.sums, tiles.next) * scale;
+    if (tiles.whole) {
+      counter_.template add<true>(cosine, 0xffff);
+    } else {
+      counter_.template add<false>(
+          cosine, partners_of(tiles.first_row + row, tiles.first_partner + partner));
+    }
+    ++tiles.next;
   }
 
-  void count_rows(Counting& tiles, int64_t rows) {
-    if (tiles.sums == nullptr) return;
-    const int64_t end = least(tiles.next + rows, TILES * PAIR_PANEL);
-    for (; tiles.next < end; ++tiles.next) {
-      const int64_t tile = tiles.next / PAIR_PANEL, r = tiles.next % PAIR_PANEL;
-      const int64_t row = tile / P::SIDE * PAIR_PANEL + r, partner = tile % P::SIDE * PAIR_PANEL;
-      const __m512 scale = _mm512_set1_ps(scratch_.chunk_scale[tiles.row + row]) *
-                           _mm512_loadu_ps(member_.block_scale + tiles.partner + partner);
-      counter_.add(P::row_of(tiles.sums[tile], static_cast<int>(r)) * scale,
-                   partners_of(tiles.first_row + row, tiles.first_partner + partner));
-    }
+  bool whole(int64_t i, int64_t partner) const {
+    return i + SIDE <= a_.n && partner + SIDE <= (self_ ? i : b_.n);
   }
 
   /// Which of 16 partners from `first` on form a pair with row i.
@@ -303,6 +390,7 @@ class Pairs {
   Team& team_;
   Counter& counter_;
   int64_t steps_;
+  int64_t stops_;  // of a product, for counting
   int64_t panel_;  // bytes
 };
 

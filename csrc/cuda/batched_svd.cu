@@ -1,5 +1,6 @@
 // Launches batched_svd: one block per matrix, as many blocks as the device holds at once.
 #include <algorithm>
+#include <new>
 
 #include "cuda/batched_svd.hpp"
 #include "cuda/batched_svd_matrix.hpp"
@@ -10,9 +11,11 @@ namespace {
 using svd::BlockTeam;
 using svd::Job;
 
-// Orders up to which a block has 8 warps, and up to which its Gram matrix lies on chip (estimated:
-// a barrier costs more with every warp).
+// Orders up to which a block has 8 warps, and up to which its Gram matrix lies on chip and is
+// reduced in one stage (estimated: a barrier costs more with every warp).
 constexpr int kMiddle = 96, kLarge = 160;
+// The largest order of two stages that 163 KiB of shared memory have room for.
+constexpr int kShort = 352;
 
 /// A kernel's shape: warps of its blocks, the largest order, and where the Gram matrix lies.
 template <int kWarpCount, int kMostSide, bool kOnChip>
@@ -20,36 +23,50 @@ struct Shape {
   using BlockOf = BlockTeam<kWarpCount>;
   static constexpr int kWarps = kWarpCount, kMost = kMostSide;
   static constexpr bool kNear = kOnChip;
-  static constexpr int kExchange = svd::kSlots * kWarps;
-  static constexpr int kHead = kExchange + (sizeof(Job) + 15) / 16 * 2;
+  using Matrix = svd::Factorization<kMost, kNear, BlockOf>;
 };
 
 template <class S>
 __global__ __launch_bounds__(S::BlockOf::kThreads, 1) void factorize(const Job job) {
-  extern __shared__ __align__(16) double memory[];
-  // Read where it is needed: kept in registers, the job would leave too few for the sums.
-  Job& near_job = *reinterpret_cast<Job*>(memory + S::kExchange);
-  if (threadIdx.x == 0) near_job = job;
+  // Both are the same for all threads and read where they are needed: kept in registers, they would
+  // leave too few for the sums.
+  __shared__ __align__(16) char job_room[sizeof(Job)], matrix_room[sizeof(typename S::Matrix)];
+  Job& near_job = *reinterpret_cast<Job*>(job_room);
+  auto& matrix = *reinterpret_cast<typename S::Matrix*>(matrix_room);
+  if (threadIdx.x == 0) {
+    near_job = job;
+    new (&matrix) typename S::Matrix({}, near_job, blockIdx.x);
+  }
   __syncthreads();
-  const typename S::BlockOf team{memory};
-  svd::Factorization<S::kMost, S::kNear, typename S::BlockOf> matrix(team, near_job,
-                                                                     memory + S::kHead, blockIdx.x);
   for (int64_t index = blockIdx.x; index < near_job.x.b; index += gridDim.x) matrix.run(index);
 }
 
+/// Of the dynamic kind.
 template <class S>
-int64_t shared_bytes(int64_t p) {
-  return (S::kHead + svd::own_doubles(p, S::kWarps, S::kNear)) * int64_t{sizeof(double)};
+int64_t shared_bytes(int p) {
+  const int64_t own = svd::own_doubles(S::kMost, p, S::kWarps, S::kNear);
+  return (svd::kSlots * S::kWarps + own) * int64_t{sizeof(double)};
+}
+
+/// Whether a block's memory has room for short sides of p, beside the job and the matrix.
+template <class S>
+bool fits(int p, int64_t limit) {
+  const int64_t fixed = 2 * 16 + sizeof(Job) + sizeof(typename S::Matrix);
+  return p <= S::kMost && shared_bytes<S>(p) + fixed <= limit;
 }
 
 /// Calls visit(Shape{}) with the shape for short sides of p on a device that lets a block have so
-/// many bytes of shared memory.
+/// many bytes of shared memory; cudaErrorInvalidValue where it lacks them.
 template <class Visit>
-cudaError_t with_shape(int64_t p, int64_t shared_limit, Visit visit) {
+cudaError_t with_shape(int p, int64_t shared_limit, Visit visit) {
   using Large = Shape<16, kLarge, true>;
+  using Banded = Shape<16, svd::kMostOrder, false>;
+  using Short = Shape<16, kShort, false>;
   if (p <= kMiddle) return visit(Shape<8, kMiddle, true>{});
-  if (p <= kLarge && shared_bytes<Large>(p) <= shared_limit) return visit(Large{});
-  return visit(Shape<16, svd::kMostOrder, false>{});
+  if (fits<Large>(p, shared_limit)) return visit(Large{});
+  if (fits<Banded>(p, shared_limit)) return visit(Banded{});
+  if (fits<Short>(p, shared_limit)) return visit(Short{});
+  return cudaErrorInvalidValue;
 }
 
 struct Device {
@@ -68,7 +85,7 @@ cudaError_t ask_device(Device& found) {
 
 /// How many blocks run: all that the device holds at once, or one per matrix.
 template <class S>
-cudaError_t count_blocks(const Device& device, const MatricesView& x, int64_t p, int64_t& blocks) {
+cudaError_t count_blocks(const Device& device, const MatricesView& x, int p, int64_t& blocks) {
   const auto bytes = static_cast<size_t>(shared_bytes<S>(p));
   cudaError_t status = cudaFuncSetAttribute(
       factorize<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
@@ -86,7 +103,8 @@ cudaError_t with_plan(const MatricesView& x, const SvdView& out, Visit visit) {
   Device device{};
   cudaError_t status = ask_device(device);
   if (status != cudaSuccess) return status;
-  const int64_t p = std::min(x.m, x.n), q = std::max(x.m, x.n);
+  const int p = static_cast<int>(std::min(x.m, x.n));
+  const int64_t q = std::max(x.m, x.n);
   return with_shape(p, device.shared_limit, [&](auto shape) {
     using S = decltype(shape);
     int64_t blocks = 0;
@@ -95,7 +113,7 @@ cudaError_t with_plan(const MatricesView& x, const SvdView& out, Visit visit) {
     const bool vectors = out.left != nullptr;
     const Job job{x,
                   out,
-                  static_cast<int>(p),
+                  p,
                   static_cast<int>(q),
                   static_cast<int>(out.k),
                   nullptr,
@@ -106,6 +124,14 @@ cudaError_t with_plan(const MatricesView& x, const SvdView& out, Visit visit) {
 }
 
 }  // namespace
+
+int64_t batched_svd_max_side() {
+  Device device{};
+  if (ask_device(device) != cudaSuccess) return -1;
+  int p = svd::kMostOrder;
+  while (with_shape(p, device.shared_limit, [](auto) { return cudaSuccess; }) != cudaSuccess) --p;
+  return p;
+}
 
 int64_t batched_svd_workspace_bytes(const MatricesView& x, const SvdView& out) {
   int64_t bytes = 0;

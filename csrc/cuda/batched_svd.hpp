@@ -10,6 +10,10 @@
 
 namespace aniso::cuda {
 
+/// The largest min(m, n) that the current device has shared memory for, or -1 when it does not
+/// answer.
+int64_t batched_svd_max_side();
+
 /// Bytes of device memory one call needs (16-byte aligned), or -1 when the device does not answer.
 int64_t batched_svd_workspace_bytes(const MatricesView& x, const SvdView& out);
 
@@ -18,7 +22,7 @@ int64_t batched_svd_workspace_bytes(const MatricesView& x, const SvdView& out);
 ///
 /// Matrices that need more than their float64 Gram matrix are marked SVD_FAILED, and what else is
 /// written of them means nothing. Asynchronous on `stream`; float32, float16 and bfloat16,
-/// min(m, n) <= BATCHED_SVD_MAX_SIDE. Needs compute capability 8.0.
+/// min(m, n) <= batched_svd_max_side(). Needs compute capability 8.0.
 cudaError_t batched_svd(const MatricesView& x, const SvdView& out, void* workspace,
                         cudaStream_t stream);
 

@@ -4,10 +4,10 @@
 // marked SVD_FAILED: the caller takes another solver.
 #pragma once
 
-#include <type_traits>
+#include <algorithm>
 
 #include "common/matrices_view.hpp"
-#include "cuda/batched_svd_tridiagonal.hpp"
+#include "cuda/batched_svd_band.hpp"
 
 namespace aniso::svd {
 
@@ -41,14 +41,23 @@ inline int64_t vector_doubles(int64_t p, int64_t q, int64_t k) {
   return 2 * p * k + products + p * kGroup + kProbes * (q + 3 * p);
 }
 
-/// Doubles of workspace per team.
-inline int64_t workspace_doubles(int64_t p, int64_t q, int64_t k, bool vectors, bool near) {
-  return (near ? 0 : p * p) + (vectors ? vector_doubles(p, q, k) : 0);
+/// Doubles of workspace per team, an even number.
+inline int64_t workspace_doubles(int p, int64_t q, int64_t k, bool vectors, bool near) {
+  const int64_t width = whole_blocks(p);
+  const int64_t far = near ? 0 : width * width + band_doubles(p);
+  const int64_t back = near ? 0 : int64_t{p} * p + joined_doubles(k);
+  const int64_t total = far + (vectors ? back + vector_doubles(p, q, k) : 0);
+  return total + total % 2;
 }
 
+/// Doubles of the spectrum's vectors; what follows them starts at 16 bytes.
+ANISO_ANYWHERE inline int spectrum_doubles(int p) { return 5 * p + p % 2; }
+
 /// Doubles of the team's own memory, beside its exchange.
-inline int64_t own_doubles(int64_t p, int64_t warps, bool near) {
-  return kStage + 5 * p + p * (near ? p : warps);
+inline int64_t own_doubles(int most, int p, int warps, bool near) {
+  int64_t rest = near ? kStage + int64_t{p} * p : kStage;
+  if (!near) rest = std::max({rest, panel_doubles(most, p), chase_doubles(p, warps)});
+  return spectrum_doubles(p) + rest;
 }
 
 ANISO_PHASE float of_bits(uint32_t bits) {
@@ -98,13 +107,6 @@ struct ColumnsOfA {
   bool deep;
   ANISO_PHASE float operator()(int j, int k) const { return a(k, j); }
 };
-/// Rows of a matrix in memory as a factor.
-struct RowsOf {
-  const double* data;
-  int stride;
-  static constexpr bool deep = true;
-  ANISO_PHASE double operator()(int i, int k) const { return data[i * stride + k]; }
-};
 
 /// Sign c of probe j: a hash of j, so that every run takes the same.
 ANISO_PHASE double probe_sign(int j, int c) {
@@ -116,20 +118,19 @@ ANISO_PHASE double probe_sign(int j, int c) {
 }
 
 /// Factorises matrices of orders up to kMost with one team; every method is called by all of it.
-/// kNear: the Gram matrix lies with the stage, not in the workspace.
+/// kNear: the Gram matrix lies with the stage, not in the workspace, and is reduced in one stage.
 template <int kMost, bool kNear, class Team>
 class Factorization {
  public:
-  /// own: own_doubles(p, kWarps, kNear), 16-byte aligned; slot: which workspace.
-  ANISO_PHASE Factorization(const Team& team, const Job& job, double* own, int64_t slot)
-      : team_(team), job_(job), p_(job.p), q_(job.q), k_(job.k), wide_(job.x.m <= job.x.n) {
-    double* far = job.workspace + slot * job.workspace_doubles;
-    s_.n = p_;
-    s_.stage = own;
-    room_ = s_.values() + 2 * p_;
-    s_.gram = kNear ? room_ : far;
-    far_ = far + (kNear ? 0 : int64_t{p_} * p_);
-  }
+  /// The team's memory has own_doubles(kMost, p, kWarps, kNear); slot: which workspace.
+  ANISO_PHASE Factorization(const Team& team, const Job& job, int64_t slot)
+      : team_(team),
+        job_(job),
+        p_(job.p),
+        q_(job.q),
+        k_(job.k),
+        wide_(job.x.m <= job.x.n),
+        far_(job.workspace + slot * job.workspace_doubles) {}
 
   ANISO_PHASE void run(int64_t index) {
     index_ = index;
@@ -138,17 +139,14 @@ class Factorization {
           wide_ ? job_.x.row_stride : job_.x.column_stride,
           wide_ ? job_.x.column_stride : job_.x.row_stride};
     if (!accumulate()) return mark(SVD_NOT_FINITE);
-    // Addresses of one phase must not take registers from the others.
-    team_.hide(s_.n);
-    Reduction<Team>(team_, s_).run();
-    team_.hide(s_.n);
-    spread_ = split(team_, s_);
-    team_.hide(s_.n);
-    Bisection<Team>(team_, s_).run(k_);
+    reduce();
+    spread_ = split(team_, spectrum());
+    Bisection<Team>(team_, spectrum()).run(k_);
     const bool vectors = job_.out.left != nullptr;
-    if (s_.values()[k_ - 1] < kRefineBelow * kRefineBelow * s_.values()[0]) return mark(SVD_FAILED);
+    if (spectrum().values()[k_ - 1] < kRefineBelow * kRefineBelow * spectrum().values()[0])
+      return mark(SVD_FAILED);
     if (!vectors) return write_values();
-    if (!(s_.values()[0] > 0.0) || !find_vectors()) return mark(SVD_FAILED);
+    if (!(spectrum().values()[0] > 0.0) || !find_vectors()) return mark(SVD_FAILED);
     measure();
     check();
     write_vectors();
@@ -156,27 +154,53 @@ class Factorization {
   }
 
  private:
-  using Vector = std::conditional_t<kNear, InRegisters<kMost, Team>, InMemory<kMost, Team>>;
+  /// Found again by every phase: that its memory is the team's must be plain to the compiler.
+  ANISO_PHASE Spectrum spectrum() const {
+    double* stage = team_.memory() + spectrum_doubles(p_);
+    return {p_, kNear ? stage + kStage : far_, team_.memory(), stage};
+  }
 
   // ---- the Gram matrix ----
 
+  /// Rows of the Gram matrix as stored.
+  ANISO_PHASE int width() const { return kNear ? p_ : whole_blocks(p_); }
+
+  ANISO_PHASE void reduce() {
+    if constexpr (kNear) {
+      reduce_at_once();
+    } else {
+      reduce_to_band();
+      chase_bulges();
+    }
+  }
+  ANISO_APART void reduce_at_once() { Reduction<Team>(team_, spectrum()).run(); }
+  ANISO_APART void reduce_to_band() { BandReduction<kMost, Team>(team_, spectrum(), band()).run(); }
+  ANISO_APART void chase_bulges() {
+    double* kept = job_.out.left != nullptr ? chased() : nullptr;
+    BulgeChase<Team>(team_, spectrum(), band(), kept).run();
+  }
+
   /// A Aᵀ brought to a trace of about 1 by a power of two; false where it is not finite. Products
   /// of single precision neither overflow nor vanish in float64.
-  ANISO_PHASE bool accumulate() {
+  ANISO_APART bool accumulate() {
     const RowsOfA rows{a_, a_.inner == 1};
-    double* gram = s_.gram;
-    const int n = p_;
-    multiply(team_, s_.stage, {n, n, q_}, true, rows, rows, [=](int i, int j, double value) {
-      if (i >= j) gram[i * n + j] = gram[j * n + i] = value;
-    });
+    double* gram = spectrum().gram;
+    const int n = p_, stride = width();
+    for (int e = team_.thread(); stride > n && e < stride * stride; e += team_.threads()) {
+      if (e / stride >= n || e % stride >= n) gram[e] = 0.0;
+    }
+    multiply(team_, spectrum().stage, {n, n, q_}, true, rows, rows,
+             [=](int i, int j, double value) {
+               if (i >= j) gram[i * stride + j] = gram[j * stride + i] = value;
+             });
     double trace = 0.0;
-    for (int i = team_.thread(); i < n; i += team_.threads()) trace += gram[i * n + i];
+    for (int i = team_.thread(); i < n; i += team_.threads()) trace += gram[i * stride + i];
     trace = team_.sum(trace);
     if (!(trace <= DBL_MAX)) return false;
     exponent_ = trace > 0.0 ? (ilogb(trace) + 2) >> 1 : 0;
     norm_ = sqrt(scalbn(trace, -2 * exponent_));
     const double down = scalbn(1.0, -2 * exponent_);
-    for (int i = team_.thread(); i < n * n; i += team_.threads()) gram[i] *= down;
+    for (int i = team_.thread(); i < stride * stride; i += team_.threads()) gram[i] *= down;
     team_.sync();
     return true;
   }
@@ -185,39 +209,59 @@ class Factorization {
 
   /// Z, and B = Z A in the scale of the Gram matrix; false where vectors are not
   /// told apart.
-  ANISO_PHASE bool find_vectors() {
+  ANISO_APART bool find_vectors() {
     const int n = p_, q = q_;
-    twist(team_, s_, k_, spread_, columns(), b(), b() + int64_t{n} * k_);
-    team_.hide(s_.n);
-    if (!Separation<Team>(team_, s_, k_, columns(), separated()).run(spread_)) return false;
-    team_.hide(s_.n);
-    turn_back<Vector>(team_, s_, k_, columns(), z(), room_);
+    twist(team_, spectrum(), k_, spread_, columns(), b(), b() + int64_t{n} * k_);
+    if (!Separation<Team>(team_, spectrum(), k_, columns(), separated()).run(spread_)) return false;
+    turn_back_vectors();
     const double down = scalbn(1.0, -exponent_);
     double* out = b();
-    multiply(team_, s_.stage, {k_, q, n}, false, RowsOf{z(), n}, ColumnsOfA{a_, a_.inner != 1},
+    multiply(team_, spectrum().stage, {k_, q, n}, false, RowsOf{z(), n},
+             ColumnsOfA{a_, a_.inner != 1},
              [=](int j, int c, double value) { out[int64_t{j} * q + c] = value * down; });
     return true;
   }
 
+  ANISO_APART void turn_back_vectors() {
+    if constexpr (kNear) {
+      turn_back<kMost>(team_, spectrum(), k_, columns(), z());
+    } else {
+      turn_back_bulges(team_, p_, k_, chased(), columns());
+      for (int64_t at = team_.thread(); at < int64_t{p_} * k_; at += team_.threads()) {
+        const int i = static_cast<int>(at / k_), j = static_cast<int>(at % k_);
+        z()[j * p_ + i] = columns()[at];
+      }
+      team_.sync();
+      turn_back_panels(team_, spectrum(), k_, z(), joined());
+    }
+  }
+
   // The workspace: addresses are cheaper to find again than to keep in registers.
 
+  /// The Gram matrix where it is not near, then the band.
+  ANISO_PHASE double* band() const { return far_ + width() * width(); }
   /// Vectors of T, [p, k].
-  ANISO_PHASE double* columns() const { return far_; }
+  ANISO_PHASE double* columns() const {
+    return kNear ? far_ : band() + width() * (kColumn + kBand);
+  }
   /// Z, [k, p].
-  ANISO_PHASE double* z() const { return far_ + p_ * k_; }
+  ANISO_PHASE double* z() const { return columns() + p_ * k_; }
   /// B, [k, q]; before it is there, two matrices [p, k].
-  ANISO_PHASE double* b() const { return far_ + 2 * p_ * k_; }
+  ANISO_PHASE double* b() const { return z() + p_ * k_; }
   /// [p, kGroup]
   ANISO_PHASE double* separated() const { return b() + k_ * (q_ > 2 * p_ ? q_ : 2 * p_); }
   /// [kProbes, q], [kProbes, p], [kProbes, p]
   ANISO_PHASE double* along() const { return separated() + p_ * kGroup; }
   ANISO_PHASE double* across() const { return along() + kProbes * q_; }
   ANISO_PHASE double* images() const { return across() + kProbes * p_; }
+  /// Reflectors of the second stage, [p, p], and room for those of the first.
+  ANISO_PHASE double* chased() const { return images() + kProbes * p_; }
+  ANISO_PHASE double* joined() const { return chased() + int64_t{p_} * p_; }
 
   // The stage, from here on: norms, their descending order, and the signs of vectors.
-  ANISO_PHASE double* norms() const { return s_.stage; }
-  ANISO_PHASE double* signs() const { return s_.stage + k_; }
-  ANISO_PHASE int* order() const { return reinterpret_cast<int*>(s_.stage + 2 * k_); }
+  ANISO_PHASE double* norms() const { return spectrum().stage; }
+  ANISO_PHASE double* signs() const { return spectrum().stage + k_; }
+  ANISO_PHASE int* order() const { return reinterpret_cast<int*>(spectrum().stage + 2 * k_); }
 
   ANISO_PHASE const double* b_row(int j) const { return b() + int64_t{j} * q_; }
   ANISO_PHASE const double* z_row(int j) const { return z() + int64_t{j} * p_; }
@@ -246,7 +290,7 @@ class Factorization {
 
   // ---- checks by random probes: E‖R ω‖² = ‖R‖_F² for ω of random signs (Hutchinson 1990) ----
 
-  ANISO_PHASE void check() {
+  ANISO_APART void check() {
     combine(b(), q_, false, along());
     images_of(RowsOf{b(), q_}, k_, q_, along());
     const double defect_long = defect();
@@ -336,7 +380,7 @@ class Factorization {
 
   ANISO_PHASE void write_values() const {
     for (int j = team_.thread(); j < k_; j += team_.threads()) {
-      write(j, sqrt(s_.values()[j] > 0.0 ? s_.values()[j] : 0.0));
+      write(j, sqrt(spectrum().values()[j] > 0.0 ? spectrum().values()[j] : 0.0));
     }
     if (team_.thread() == 0) {
       job_.out.checks[index_] = job_.out.checks[job_.x.b + index_] = nan("");
@@ -399,14 +443,12 @@ class Factorization {
     static_cast<float*>(job_.out.right)[index_ * job_.x.n * k_ + at] = static_cast<float>(value);
   }
 
-  const Team& team_;
+  const Team team_;
   const Job& job_;
   const int p_, q_, k_;
   const bool wide_;
-  Spectrum s_{};
+  double* const far_;  // the workspace
   Entries a_{};
-  double* room_;  // beside the stage: the Gram matrix, or one vector [p] per warp
-  double* far_;   // the workspace, without the Gram matrix
   int64_t index_ = 0;
   int exponent_ = 0;
   double norm_ = 0.0, spread_ = 0.0;

@@ -8,7 +8,7 @@
 
 namespace aniso::svd {
 
-constexpr int kTile = 64, kAcross = kTile / kPiece;
+constexpr int kTile = 64;
 /// Doubles of the stage: kDepth columns of a tile of both factors.
 constexpr int kStage = 2 * kTile * kStageStride;
 
@@ -17,15 +17,23 @@ struct Extent {
   int rows, columns, depth;
 };
 
-/// How a warp shares in a tile: two rows of pieces, and as many columns as are left.
+/// Rows of a matrix in memory as a factor.
+struct RowsOf {
+  const double* data;
+  int stride;
+  static constexpr bool deep = true;
+  ANISO_PHASE double operator()(int i, int k) const { return data[i * stride + k]; }
+};
+
+/// How a warp shares in a tile: one row of pieces, and as many columns as are left.
 template <class Team>
 struct Share {
-  static constexpr int kRows = 2, kColumns = kAcross * kAcross / kRows / Team::kWarps;
-  static constexpr int kRowGroups = kAcross / kRows;
+  static constexpr int kRowGroups = kTile / kPieceRows;
+  static constexpr int kColumns = kRowGroups * (kTile / kPieceColumns) / Team::kWarps;
 
-  static ANISO_PHASE int row(const Team& team) { return team.warp() % kRowGroups * kRows * kPiece; }
+  static ANISO_PHASE int row(const Team& team) { return team.warp() % kRowGroups * kPieceRows; }
   static ANISO_PHASE int column(const Team& team) {
-    return team.warp() / kRowGroups * kColumns * kPiece;
+    return team.warp() / kRowGroups * kColumns * kPieceColumns;
   }
 };
 
@@ -74,7 +82,7 @@ ANISO_PHASE void multiply_tile(const Team& team, double* stage, const Extent& si
                                int column, const Left& left, const Right& right,
                                const Store& store) {
   using Part = Share<Team>;
-  double sums[Part::kRows][Part::kColumns][Team::kOwn] = {};
+  double sums[Part::kColumns][Team::kOwn] = {};
   Carrier<Team, Left, Right> carrier{left, right, {}, {}};
   const int own_row = Part::row(team), own_column = Part::column(team);
   const bool idle = row + own_row >= size.rows || column + own_column >= size.columns;
@@ -87,29 +95,22 @@ ANISO_PHASE void multiply_tile(const Team& team, double* stage, const Extent& si
                  *b = stage + (kTile + own_column) * kStageStride;
 #pragma unroll 1
     for (int k = 0; k < kDepth && !idle; k += kPieceDepth) {
+      const auto own = team.take_left(a + k);
 #pragma unroll
-      for (int r = 0; r < Part::kRows; ++r) {
-#pragma unroll
-        for (int c = 0; c < Part::kColumns; ++c) {
-          team.multiply_add(a + r * kPiece * kStageStride + k, b + c * kPiece * kStageStride + k,
-                            sums[r][c]);
-        }
+      for (int c = 0; c < Part::kColumns; ++c) {
+        team.multiply_add(own, b + c * kPieceColumns * kStageStride + k, sums[c]);
       }
     }
     team.sync();
   }
-  const int own = kPiece * kPiece / team.lanes();
+  const int own = kPieceRows * kPieceColumns / team.lanes();
 #pragma unroll
-  for (int r = 0; r < Part::kRows; ++r) {
+  for (int c = 0; c < Part::kColumns; ++c) {
 #pragma unroll
-    for (int c = 0; c < Part::kColumns; ++c) {
-#pragma unroll
-      for (int o = 0; o < Team::kOwn; ++o) {
-        const int e = team.lane() * own + o;
-        const int i = row + own_row + r * kPiece + e / kPiece;
-        const int j = column + own_column + c * kPiece + e % kPiece;
-        if (o < own && i < size.rows && j < size.columns) store(i, j, sums[r][c][o]);
-      }
+    for (int o = 0; o < Team::kOwn; ++o) {
+      const int i = row + own_row + team.piece_row(o);
+      const int j = column + own_column + c * kPieceColumns + team.piece_column(o);
+      if (o < own && i < size.rows && j < size.columns) store(i, j, sums[c][o]);
     }
   }
 }

@@ -22,11 +22,12 @@ constexpr int kMostOrder = 512;
 /// What the phases keep where access is fast; all but the stage survive from phase to phase.
 struct Spectrum {
   int n;
-  double* gram;   ///< [n, n] the symmetric matrix; afterwards row r > 0 holds reflector r
-  double* stage;  ///< [kStage] of whoever needs it, and then the vectors below
+  double* gram;     ///< the symmetric matrix; afterwards its rows hold reflectors
+  double* vectors;  ///< [5 n], as below
+  double* stage;    ///< at least [kStage], of whoever needs it
 
   /// [n] diagonal, and [n] beside it; e[n - 1] = 0.
-  ANISO_PHASE double* d() const { return stage + kStage; }
+  ANISO_PHASE double* d() const { return vectors; }
   ANISO_PHASE double* e() const { return d() + n; }
   /// [n] reflector r is I - tau[r] x xᵀ with x[r - 1] = 1.
   ANISO_PHASE double* tau() const { return e() + n; }
@@ -156,8 +157,8 @@ class Reduction {
     return share;
   }
 
-  const Team& team_;
-  const Spectrum& s_;
+  const Team team_;
+  const Spectrum s_;
   Pending* pending_;
   double* rows_;     // by parity: the row at hand, and the one before
   double* partial_;  // [parts, width] of the last pass's product
@@ -352,8 +353,8 @@ class Bisection {
     return rank;
   }
 
-  const Team& team_;
-  const Spectrum& s_;
+  const Team team_;
+  const Spectrum s_;
   double *squares_, *low_, *high_;
   int *begins_, *ends_;  // blocks by row
   int* counts_;          // [slots, points]
@@ -499,69 +500,48 @@ class Separation {
     return true;
   }
 
-  const Team& team_;
-  const Spectrum& s_;
+  const Team team_;
+  const Spectrum s_;
   int count_;
   double *columns_, *products_;
 };
 
-/// One vector [n] per warp at a time, spread over the registers of its lanes: entry c · lanes +
-/// lane of it. No order beyond kMost.
-template <int kMost, class Team>
-struct InRegisters {
-  static constexpr int kChunks = (kMost + Team::kLanes - 1) / Team::kLanes;
-  static constexpr int kUnrolled = kChunks;
-  double entries[kChunks];
-
-  ANISO_PHASE explicit InRegisters(double*) {}
-  ANISO_PHASE double& at(int c, int) { return entries[c]; }
-};
-
-/// The same in fast memory [n], for vectors that registers have no room for.
-template <int kMost, class Team>
-struct InMemory {
-  static constexpr int kChunks = (kMost + Team::kLanes - 1) / Team::kLanes;
-  static constexpr int kUnrolled = 2;
-  double* entries;
-
-  ANISO_PHASE explicit InMemory(double* room) : entries(room) {}
-  ANISO_PHASE double& at(int, int i) { return entries[i]; }
-};
-
 /// Vectors of T into vectors of the matrix: rows [count, n] ← columnsᵀ H₁ H₂ …, a warp per vector
-/// at a time, held as Vector says; room: [kWarps, n].
-template <class Vector, class Team>
+/// at a time, in the registers of its lanes: chunk c has entries c · lanes + lane. No order beyond
+/// kMost.
+template <int kMost, class Team>
 ANISO_PHASE void turn_back(const Team& team, const Spectrum& s, int count, const double* columns,
-                           double* rows, double* room) {
+                           double* rows) {
+  constexpr int kChunks = (kMost + Team::kLanes - 1) / Team::kLanes;
   const int n = s.n;
 #pragma unroll 1
   for (int j = team.warp(); j < count; j += Team::kWarps) {
-    Vector z(room + team.warp() * n);
-#pragma unroll Vector::kUnrolled
-    for (int c = 0; c < Vector::kChunks; ++c) {
+    double z[kChunks];
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
       const int i = c * team.lanes() + team.lane();
-      if (i < n) z.at(c, i) = columns[i * count + j];
+      if (i < n) z[c] = columns[i * count + j];
     }
 #pragma unroll 1
     for (int r = 1; r < n; ++r) {
       const double* x = s.gram + r * n;
       double dot = 0.0;
-#pragma unroll Vector::kUnrolled
-      for (int c = 0; c < Vector::kChunks; ++c) {
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
         const int i = c * team.lanes() + team.lane();
-        if (i < r) dot += z.at(c, i) * x[i];
+        if (i < r) dot += z[c] * x[i];
       }
       const double along = s.tau()[r] * team.warp_sum(dot);
-#pragma unroll Vector::kUnrolled
-      for (int c = 0; c < Vector::kChunks; ++c) {
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
         const int i = c * team.lanes() + team.lane();
-        if (i < r) z.at(c, i) -= along * x[i];
+        if (i < r) z[c] -= along * x[i];
       }
     }
-#pragma unroll Vector::kUnrolled
-    for (int c = 0; c < Vector::kChunks; ++c) {
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
       const int i = c * team.lanes() + team.lane();
-      if (i < n) rows[j * n + i] = z.at(c, i);
+      if (i < n) rows[j * n + i] = z[c];
     }
   }
   team.sync();

@@ -1,0 +1,99 @@
+"""Live capture of the packaged MiniLM against its forward pass alone, eager and compiled.
+
+    pytest benches/bench_capture.py --benchmark-only -s
+
+Both take turns in one process. All 7 layers, batch 64 x 128, moments and both Grams unless said.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from statistics import median
+
+import pytest
+import torch
+
+import aniso
+
+BATCH, TOKENS, ROUNDS = 64, 128, int(os.environ.get("ANISO_BENCH_ROUNDS", "7"))
+# Of the forward pass: the goal of the design.
+GOAL = 0.10
+
+pytest.importorskip("transformers")
+
+
+def network():
+    """The packaged MiniLM."""
+    from aniso.models import load_network, packaged_model
+
+    return load_network(str(packaged_model()))
+
+
+def inputs():
+    """A batch of random tokens, none of them padding."""
+    ids = torch.randint(1000, 30000, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def seconds(call):
+    """How long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def overheads(model, run_model, options):
+    """Median time of the forward pass, and of what each capture adds to it, taking turns."""
+    batch, plain, added = inputs(), [], {name: [] for name in options}
+    runs = {name: aniso.capture(model, **given) for name, given in options.items()}
+    for round_ in range(ROUNDS + 1):
+        times = {"": seconds(lambda: run_model(**batch))}
+        for name, run in runs.items():
+            with run:
+                times[name] = seconds(lambda: run_model(**batch))
+        if round_:
+            plain.append(times.pop(""))
+            for name, took in times.items():
+                added[name].append(took - plain[-1])
+    return median(plain), {name: median(values) for name, values in added.items()}
+
+
+@torch.inference_mode()
+def test_eager(record_property):
+    """Hooks that Python runs, after every block."""
+    model = network()
+    options = {
+        "moments": {"gram": False},
+        "moments and both Grams": {},
+        "no rows": {"layers": [0], "gram": False},
+        "outliers too": {"max_norm_multiple": 10.0},
+    }
+    forward, added = overheads(model, model, options)
+    for name, took in added.items():
+        share = took / forward
+        record_property(name, share)
+        print(f"capture, eager, {name}: forward {forward:.3f} s, {share:+.1%}")
+    assert added["moments and both Grams"] / forward < 10 * GOAL
+
+
+@torch.inference_mode()
+def test_compiled(record_property):
+    """One capture that stays on: entering another drops the compiled code."""
+    model, batch = network(), inputs()
+    plain = torch.compile(model)
+    other = network()
+    with aniso.capture(other) as run:
+        compiled = torch.compile(other, fullgraph=True)
+        for call in (plain, compiled):
+            call(**batch)
+        took = {"plain": [], "captured": []}
+        for _ in range(ROUNDS):
+            took["plain"].append(seconds(lambda: plain(**batch)))
+            took["captured"].append(seconds(lambda: compiled(**batch)))
+    forward = median(took["plain"])
+    pairs = zip(took["captured"], took["plain"], strict=True)
+    share = median(captured - alone for captured, alone in pairs) / forward
+    record_property("compiled", share)
+    assert run.states["embeddings"].moments.rows == (ROUNDS + 1) * BATCH * TOKENS
+    print(f"capture, compiled, moments and both Grams: forward {forward:.3f} s, {share:+.1%}")
