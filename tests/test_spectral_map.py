@@ -136,6 +136,33 @@ def test_parameters_of_f_are_trained():
     assert torch.autograd.gradcheck(lambda t, p: aniso.spectral_map(t, lambda s: s**p), (x, power))
 
 
+def test_parameters_see_no_null_space():
+    """u_iᵀC v_i of directions with σ = 0 depends on which of them the factors name."""
+    x = with_spectrum([4.0, 2.0, 0.0, 0.0], 5, 8).requires_grad_()
+    c, shift = torch.randn(5, 8).double(), torch.zeros((), dtype=torch.float64, requires_grad=True)
+    y = aniso.spectral_map(x, lambda s: s + shift)
+    (slope,) = torch.autograd.grad((y * c).sum(), shift)
+    u, _, vh = torch.linalg.svd(x.detach(), full_matrices=False)
+    assert float(slope) == pytest.approx(float((u[:, :2].T @ c @ vh[:2].T).trace()), rel=1e-9)
+
+
+def test_null_spaces_count_whichever_basis_they_have():
+    x = with_spectrum([4.0, 2.0, 0.0, 0.0, 0.0], 5, 8, batch=(1,))
+    c = torch.randn_like(x)
+    u, s, vh = torch.ops.aniso.spectral_factors(x, None)
+    decay = 1 - s.tanh() ** 2
+    slopes = (decay, -2 * s.tanh() * decay, torch.ones(1).double(), None)
+    turned_u, turned_vh = u.clone(), vh.clone()
+    turned_u[:, :, 2:] = u[:, :, 2:] @ torch.linalg.qr(torch.randn(3, 3).double()).Q
+    turned_vh[:, 2:] = torch.linalg.qr(torch.randn(3, 3).double()).Q @ vh[:, 2:]
+    for backward in (torch.ops.aniso.spectral_map_backward, backward_by_torch):
+        dx, dvalues = backward(c, None, None, u, s, vh, s.tanh(), *slopes)
+        other, others = backward(c, None, None, turned_u, s, turned_vh, s.tanh(), *slopes)
+        assert torch.allclose(dx, other, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(dvalues[:, :2], others[:, :2], rtol=1e-12)
+        assert not torch.allclose(dvalues[:, 2:], others[:, 2:], rtol=1e-3)
+
+
 def test_other_arrays_and_empty_ones():
     x = np.random.default_rng(0).standard_normal((5, 9)).astype(np.float32)
     y = aniso.spectral_map(x, torch.tanh)
@@ -218,7 +245,7 @@ def test_kernels_equal_the_operations_of_torch(shape, spectrum, masked):
         decay = 1 - s.tanh() ** 2
         slopes = (decay, -2 * s.tanh() * decay, torch.ones(3).double(), top)
         gradients = backward(c, mask, defined, u, s, vh, s.tanh(), *slopes)
-        # The basis of a null space is free: what belongs to it has no one answer.
+        # The basis of a null space is free: its u_iᵀC v_i have no one answer, and are not used.
         results.append((s, gradients[0], gradients[1] * (s > 0)))
     y = by_torch.mapped(x, mask, defined, u, vh, s.tanh())
     rest = (u, s, vh, s.tanh(), None, None, None, None)
@@ -300,7 +327,7 @@ def test_inference_mode_gives_the_same():
 def test_bad_input_is_named():
     x = torch.randn(3, 4, 5)
     x[1, 2, 0] = float("inf")
-    with pytest.raises(InputError, match="matrix 1 of x has NaN"):
+    with pytest.raises(InputError, match=r"matrix \[1\] of x has NaN.* mask rows"):
         aniso.spectral_map(x, torch.tanh)
     with pytest.raises(InputError, match="matrices are"):
         aniso.spectral_map(torch.randn(4), torch.tanh)

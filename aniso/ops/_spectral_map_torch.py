@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aniso.errors import InputError
-from aniso.ops.batched_svd import factor_dtype, factorized
+from aniso.ops.batched_svd import factor_dtype, factorized, require_finite_matrices
 
 # See csrc/cpu/spectral_map_kernel.cpp.
 _NEAR = 2.0**-12
 _JUMP = 2.0**-24
 _EPSILON = 2.0**-52
+ADVICE = "mask rows that are not finite out"
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
@@ -49,7 +49,7 @@ def _packed_rows(x: Tensor, mask: Tensor) -> int:
 
 def _decompose(x: Tensor) -> Factors:
     out, left, right = factorized(x, min(x.shape[1:]), "normal")
-    require_finite(out.methods)
+    require_finite_matrices(out.methods, x.shape[:1], ADVICE)
     return left, torch.where(out.bounds[0] > 0, out.values, 0.0), right
 
 
@@ -58,16 +58,6 @@ def decompose_one(x: Tensor) -> Factors:
     u, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
     noise = _EPSILON * max(x.shape) * s.max(dim=-1, keepdim=True).values
     return u, torch.where(s > noise, s, 0.0), vh
-
-
-def require_finite(methods: Tensor) -> None:
-    """InputError where a matrix is not finite, by the methods of its decomposition."""
-    bad = (methods < 0).nonzero()
-    if len(bad):
-        raise InputError(
-            f"matrix {int(bad[0, 0])} of x has NaN or infinite values in a kept row; "
-            "mask such rows out"
-        )
 
 
 def mapped(

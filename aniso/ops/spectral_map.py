@@ -14,7 +14,7 @@ from aniso.errors import InputError
 from aniso.ops import _spectral_map_torch as by_torch
 from aniso.ops._arrays import as_tensor, check_matrices, restore_kind
 from aniso.ops.backend import Backend, register_chooser, select_backend
-from aniso.ops.batched_svd import FAILED, factor_dtype
+from aniso.ops.batched_svd import FAILED, factor_dtype, require_finite_matrices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,14 +141,12 @@ class _ElementwiseRule:
     f: Callable[[Tensor], Tensor]
 
     def __call__(self, s: Tensor, *, slopes: bool) -> Spectrum:
+        given = torch.where(s > 0, s, 1.0)
+        values = torch.where(s > 0, self._f(given), 0.0)
         if not slopes:
-            return Spectrum(torch.where(s > 0, self._f(torch.where(s > 0, s, 1.0)), 0.0))
-        at_zero, continuous = self._at_zero(s)
-        used = (s > 0) | continuous
-        given = torch.where(used, s, 1.0)
-        values = torch.where(used, self._f(given), 0.0)
+            return Spectrum(values)
         derivative, curvature = self._derivative(given), self._curvature(given)
-        at_zero = at_zero.expand(len(s))
+        at_zero = self._at_zero(s).expand(len(s))
         return Spectrum(values, derivative.detach(), curvature.detach(), at_zero)
 
     def _f(self, s: Tensor) -> Tensor:
@@ -168,12 +166,12 @@ class _ElementwiseRule:
         curvature: Tensor = torch.func.grad(lambda t: self._derivative(t).sum())(s)
         return curvature
 
-    def _at_zero(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """f'(0), or 0 where f is not 0 or has no finite slope at 0; and whether it is and has."""
+    def _at_zero(self, s: Tensor) -> Tensor:
+        """f'(0), or 0 where f is not 0 or has no finite slope at 0."""
         zero = s.new_zeros(1)
         slope = self._derivative(zero).detach()
         continuous = (self._f(zero) == 0) & torch.isfinite(slope)
-        return torch.where(continuous, slope, 0.0), continuous
+        return torch.where(continuous, slope, 0.0)
 
 
 torch.library.define(
@@ -196,7 +194,7 @@ def _factors(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     u, s, vh = factors = _empty_factors(x)
     methods = torch.empty(len(x), dtype=torch.int8)
     _native.spectral_factors_cpu(x.detach(), _flat(mask), factors, methods, **compiled)
-    by_torch.require_finite(methods)
+    require_finite_matrices(methods, x.shape[:1], by_torch.ADVICE)
     for i in (methods == FAILED).nonzero()[:, 0].tolist():
         keep = slice(None) if mask is None else mask[i]
         left, values, right = by_torch.decompose_one(x[i, keep])
