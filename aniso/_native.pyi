@@ -72,15 +72,21 @@ def row_moments_cuda(
     workspace: Any,
     stream: int,
 ) -> None: ...
-def spectral_inner_cpu(
-    p: Any,
-    s: Any,
+def spectral_factors_cpu(
+    x: Any, mask: Any, factors: Any, methods: Any, threads: int, isa: str
+) -> None: ...
+def spectral_map_cpu(
+    x: Any, mask: Any, defined: Any, factors: Any, values: Any, out: Any, threads: int, isa: str
+) -> None: ...
+def spectral_map_backward_cpu(
+    grad: Any,
+    mask: Any,
+    defined: Any,
+    factors: Any,
     values: Any,
     slopes: Any,
-    at_zero: Any,
-    stretch: Any,
-    by_row: bool,
-    out: Any,
+    dx: Any,
+    dvalues: Any,
     threads: int,
     isa: str,
 ) -> None: ...

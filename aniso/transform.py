@@ -15,8 +15,6 @@ from aniso.ops.spectral_map import (
     Spectrum,
     check_row_mask,
     map_spectrum,
-    pairs,
-    ratio,
     without_zeros,
 )
 
@@ -84,18 +82,20 @@ class _SoftDecayRule:
         f_first = torch.where(defined[:, None], f[:, :1], 1.0)
         k = first / f_first
         if not slopes:
-            return replace(self._spectrum(s, k * f, None, k), defined=defined)
-        gamma = k[:, :, None] * self._divided_differences(s)
-        spectrum = self._spectrum(s, k * f, gamma.detach(), k)
+            return self._at_zero(s, k, Spectrum(k * f, defined=defined))
+        decay = self._decay(s)
+        derivative, curvature = (k / decay).detach(), (k * self.alpha / decay**2).detach()
+        spectrum = self._at_zero(s, k, Spectrum(k * f, derivative, curvature, defined=defined))
         k_slope = 1 / f_first - first / (f_first**2 * self._decay(first))
-        top = (k_slope / k * spectrum.values).detach()
-        return replace(spectrum, top=top, defined=defined)
+        return replace(spectrum, top=(k_slope / k * spectrum.values).detach())
 
-    def _spectrum(self, s: Tensor, values: Tensor, slopes: Tensor | None, k: Tensor) -> Spectrum:
+    def _at_zero(self, s: Tensor, k: Tensor, spectrum: Spectrum) -> Spectrum:
         if self.mode == "paper":
-            return without_zeros(s, values, slopes)
-        at_zero = k.sum(dim=1) / self._decay(s.new_zeros(()))
-        return Spectrum(values, slopes, None if slopes is None else at_zero.detach())
+            return without_zeros(s, spectrum)
+        if spectrum.derivative is None:
+            return spectrum
+        slope = k.sum(dim=1) / self._decay(s.new_zeros(()))
+        return replace(spectrum, at_zero=slope.detach())
 
     def _decay(self, s: Tensor) -> Tensor:
         """D = 1 − α(s + α) = 1/f′(s)."""
@@ -105,13 +105,6 @@ class _SoftDecayRule:
         if self.mode == "paper":
             return -torch.log1p(-self.alpha * (s + self.alpha)) / self.alpha
         return -torch.log1p(-self.alpha * s / (1 - self.alpha**2)) / self.alpha
-
-    def _divided_differences(self, s: Tensor) -> Tensor:
-        """(f_i − f_j)/(σ_i − σ_j) = log1p(t)/(t D), D of the smaller, t = −α|σ_i − σ_j|/D."""
-        s_i, s_j = pairs(s)
-        below = self._decay(torch.minimum(s_i, s_j))
-        t = -self.alpha * (s_i - s_j).abs() / below
-        return ratio(torch.log1p(t), t, 1.0) / below
 
     def _defined(self, s: Tensor) -> Tensor:
         least = -self.alpha if self.mode == "paper" else 0.0
@@ -218,8 +211,8 @@ class Whitening(nn.Module):
 
         def rule(s: Tensor, *, slopes: bool) -> Spectrum:
             values = counts.reshape(-1, 1).sqrt().expand(s.shape)
-            flat = s.new_zeros(*s.shape, s.shape[1]) if slopes else None
-            return without_zeros(s, values, flat)
+            flat = torch.zeros_like(s) if slopes else None
+            return without_zeros(s, Spectrum(values, flat, flat))
 
         return _restored(map_spectrum(centred, mask, rule)[0], x, mask)
 
@@ -261,10 +254,8 @@ class AllButTheTop(nn.Module):
         values = torch.where(kept, s, 0.0)
         if not slopes:
             return Spectrum(values)
-        (s_i, s_j), (g_i, g_j), (kept_i, kept_j) = pairs(s), pairs(values), pairs(kept)
-        across = ratio((g_i - g_j) * (s_i - s_j).sign(), (s_i - s_j).abs(), 0.0)
-        gamma = torch.where(kept_i == kept_j, kept_i.to(s.dtype), across).detach()
-        return Spectrum(values, gamma, s.new_full((len(s),), float(self.top < s.shape[1])))
+        at_zero = s.new_full((len(s),), float(self.top < s.shape[1]))
+        return Spectrum(values, kept.expand(s.shape).to(s.dtype), torch.zeros_like(s), at_zero)
 
 
 def _centred(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ from torch import nn
 
 import aniso
 import aniso.ops.spectral_map  # registers its operators
-from aniso import reference
+from aniso import _native, reference
 from aniso.errors import InputError
+from aniso.ops import _spectral_map_torch as by_torch
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (3, 3), (8, 20), (20, 8), (33, 65), (65, 33)]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -133,6 +136,33 @@ def test_parameters_of_f_are_trained():
     assert torch.autograd.gradcheck(lambda t, p: aniso.spectral_map(t, lambda s: s**p), (x, power))
 
 
+def test_parameters_see_no_null_space():
+    """u_iᵀC v_i of directions with σ = 0 depends on which of them the factors name."""
+    x = with_spectrum([4.0, 2.0, 0.0, 0.0], 5, 8).requires_grad_()
+    c, shift = torch.randn(5, 8).double(), torch.zeros((), dtype=torch.float64, requires_grad=True)
+    y = aniso.spectral_map(x, lambda s: s + shift)
+    (slope,) = torch.autograd.grad((y * c).sum(), shift)
+    u, _, vh = torch.linalg.svd(x.detach(), full_matrices=False)
+    assert float(slope) == pytest.approx(float((u[:, :2].T @ c @ vh[:2].T).trace()), rel=1e-9)
+
+
+def test_null_spaces_count_whichever_basis_they_have():
+    x = with_spectrum([4.0, 2.0, 0.0, 0.0, 0.0], 5, 8, batch=(1,))
+    c = torch.randn_like(x)
+    u, s, vh = torch.ops.aniso.spectral_factors(x, None)
+    decay = 1 - s.tanh() ** 2
+    slopes = (decay, -2 * s.tanh() * decay, torch.ones(1).double(), None)
+    turned_u, turned_vh = u.clone(), vh.clone()
+    turned_u[:, :, 2:] = u[:, :, 2:] @ torch.linalg.qr(torch.randn(3, 3).double()).Q
+    turned_vh[:, 2:] = torch.linalg.qr(torch.randn(3, 3).double()).Q @ vh[:, 2:]
+    for backward in (torch.ops.aniso.spectral_map_backward, backward_by_torch):
+        dx, dvalues = backward(c, None, None, u, s, vh, s.tanh(), *slopes)
+        other, others = backward(c, None, None, turned_u, s, turned_vh, s.tanh(), *slopes)
+        assert torch.allclose(dx, other, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(dvalues[:, :2], others[:, :2], rtol=1e-12)
+        assert not torch.allclose(dvalues[:, 2:], others[:, 2:], rtol=1e-3)
+
+
 def test_other_arrays_and_empty_ones():
     x = np.random.default_rng(0).standard_normal((5, 9)).astype(np.float32)
     y = aniso.spectral_map(x, torch.tanh)
@@ -162,14 +192,13 @@ def test_operators_follow_the_rules_of_torch(masked, shape):
     torch.library.opcheck(torch.ops.aniso.spectral_factors.default, (x.detach(), mask))
     u, s, vh = torch.ops.aniso.spectral_factors(x.detach(), mask)
     values = s.sqrt().requires_grad_()
-    slopes = torch.rand(2, 5, 5, dtype=torch.float64)
-    at_zero, top = slopes[:, 0, 0], slopes[:, 1]
+    derivative, curvature, top = torch.rand(3, 2, 5, dtype=torch.float64)
     defined = torch.tensor([True, False])
-    rest = (mask, defined, u, s, vh, values, slopes, at_zero, top)
+    rest = (mask, defined, u, s, vh, values, derivative, curvature, top[:, 0], top)
     torch.library.opcheck(torch.ops.aniso.spectral_map.default, (x, *rest))
     backward = (x.detach(), *(None if t is None else t.detach() for t in rest))
     torch.library.opcheck(torch.ops.aniso.spectral_map_backward.default, backward)
-    parameters_only = (*backward[:7], None, None, None)
+    parameters_only = (*backward[:7], None, None, None, None)
     torch.library.opcheck(torch.ops.aniso.spectral_map_backward.default, parameters_only)
 
 
@@ -189,6 +218,105 @@ def test_compiles_without_graph_breaks():
         assert torch.allclose(found, true, rtol=1e-12)
 
 
+def test_a_gradient_of_the_gradient_is_refused():
+    x = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    for y in (aniso.spectral_map(x, torch.tanh), aniso.soft_decay(x, -0.5)):
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        with pytest.raises(InputError, match="differentiable once"):
+            gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("spectrum", {**SPECTRA, **RANK_DEFICIENT})
+@pytest.mark.parametrize("shape", [(5, 8), (8, 5)])
+def test_kernels_equal_the_operations_of_torch(shape, spectrum, masked):
+    """Either by its own factors: the signs of vectors and bases of null spaces are free."""
+    x = with_spectrum({**SPECTRA, **RANK_DEFICIENT}[spectrum], *shape, batch=(3,))
+    mask = torch.arange(shape[0]) < torch.tensor([[shape[0]], [3], [0]]) if masked else None
+    defined, c = torch.tensor([True, True, False]), torch.randn_like(x)
+    results = []
+    ops = torch.ops.aniso
+    for factors, backward in (
+        (ops.spectral_factors, ops.spectral_map_backward),
+        (by_torch.factors, backward_by_torch),
+    ):
+        u, s, vh = factors(x, mask)
+        top = torch.tensor([0.5, 0, 0, 0, 0], dtype=torch.float64).expand(3, 5).contiguous()
+        decay = 1 - s.tanh() ** 2
+        slopes = (decay, -2 * s.tanh() * decay, torch.ones(3).double(), top)
+        gradients = backward(c, mask, defined, u, s, vh, s.tanh(), *slopes)
+        # The basis of a null space is free: its u_iᵀC v_i have no one answer, and are not used.
+        results.append((s, gradients[0], gradients[1] * (s > 0)))
+    y = by_torch.mapped(x, mask, defined, u, vh, s.tanh())
+    rest = (u, s, vh, s.tanh(), None, None, None, None)
+    assert torch.allclose(ops.spectral_map(x, mask, defined, *rest), y, atol=1e-9)
+    for found, true in zip(*results, strict=True):
+        assert torch.allclose(found, true, rtol=1e-9, atol=1e-9)
+
+
+def backward_by_torch(grad, mask, defined, u, s, vh, values, *slopes):
+    return by_torch.gradients(grad, mask, defined, (u, s, vh), values, slopes)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set(isa, dtype, monkeypatch):
+    x = (3 * torch.randn(3, 37, 50)).to(dtype)
+    mask = torch.arange(37) < torch.tensor([[37], [20], [0]])
+    leaf, c = x.clone().requires_grad_(), torch.randn(3, 37, 50).to(dtype)
+    expected = torch.autograd.grad(aniso.spectral_map(leaf, torch.tanh, mask=mask), leaf, c)[0]
+    module = sys.modules["aniso.ops.spectral_map"]
+    monkeypatch.setattr(module, "_kernel", lambda x: {"threads": 2, "isa": isa})
+    known = ("baseline", "avx2", "avx512")
+    if known.index(isa) > known.index(_native.isa):
+        with pytest.raises(ValueError, match=isa):
+            aniso.spectral_map(leaf, torch.tanh, mask=mask)
+        return
+    y = aniso.spectral_map(leaf, torch.tanh, mask=mask)
+    (found,) = torch.autograd.grad(y, leaf, c)
+    eps = 1e-12 if dtype == torch.float64 else torch.finfo(dtype).eps
+    assert (found - expected).double().norm() <= 8 * eps * expected.double().norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_that_no_gradient_touches_keep_their_bits(dtype):
+    """Rows outside the mask, whatever they hold, and incoming gradients of any strides."""
+    x = torch.randn(2, 6, 9).to(dtype)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[0, 4:] = mask[1, :3] = False
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    x[~mask] = torch.full((), -1, dtype=bits).view(dtype)  # a NaN with every bit set
+    y = aniso.spectral_map(x, torch.tanh, mask=mask)
+    assert torch.equal(y[~mask].view(bits), x[~mask].view(bits))
+    leaf = torch.randn(2, 6, 9).to(dtype).requires_grad_()
+    y = aniso.spectral_map(leaf, torch.tanh, mask=mask)
+    c = torch.randn(9, 6, 2).to(dtype)
+    (turned,) = torch.autograd.grad(y, leaf, c.permute(2, 1, 0), retain_graph=True)
+    (plain,) = torch.autograd.grad(y, leaf, c.permute(2, 1, 0).contiguous(), retain_graph=True)
+    assert torch.equal(turned, plain)
+    (wide,) = torch.autograd.grad(y, leaf, torch.ones((), dtype=dtype).expand(y.shape))
+    assert torch.isfinite(wide).all() and torch.equal(wide[~mask], torch.ones_like(wide[~mask]))
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-13, 1e-9, 1e-6])
+def test_a_jump_between_two_near_values_counts(gap):
+    """Across the jump of s·(s > 2) the slope is its height over the gap, 0 without a gap."""
+    x = with_spectrum([3.0, 2.0 + gap, 2.0, 1.0], 4, 6)[None]
+    c = torch.randn_like(x)
+    u, s, vh = torch.ops.aniso.spectral_factors(x, None)
+    kept = torch.tensor([[True, True, False, False]])
+    g, d = torch.where(kept, s, 0.0), kept.double()
+    rest = (u, s, vh, g, d, torch.zeros_like(s), torch.zeros(1).double(), None)
+    dx, _ = torch.ops.aniso.spectral_map_backward(c, None, None, *rest)
+    p = u[0].T @ c[0] @ vh[0].T
+    inner = u[0].T @ dx[0] @ vh[0].T
+    true_gap = float(s[0, 1] - s[0, 2])
+    minus = float(s[0, 1]) / true_gap if true_gap > 0 else 0.0
+    plus = float(s[0, 1] / (s[0, 1] + s[0, 2]))
+    expected = (minus * (p[1, 2] + p[2, 1]) + plus * (p[1, 2] - p[2, 1])) / 2
+    assert float(inner[1, 2]) == pytest.approx(float(expected), rel=1e-6)
+
+
 def test_inference_mode_gives_the_same():
     x = torch.randn(2, 4, 6)
     with torch.inference_mode():
@@ -199,7 +327,7 @@ def test_inference_mode_gives_the_same():
 def test_bad_input_is_named():
     x = torch.randn(3, 4, 5)
     x[1, 2, 0] = float("inf")
-    with pytest.raises(InputError, match="matrix 1 of x has NaN"):
+    with pytest.raises(InputError, match=r"matrix \[1\] of x has NaN.* mask rows"):
         aniso.spectral_map(x, torch.tanh)
     with pytest.raises(InputError, match="matrices are"):
         aniso.spectral_map(torch.randn(4), torch.tanh)

@@ -99,12 +99,10 @@ class Attachment:
             raise InputError(f"layer {name}: {error}") from error
 
     def _apply(self, name: str, hidden: Tensor) -> Tensor:
-        mask = self._tokens.mask(hidden, name)
-        if mask is None or mask.ndim == hidden.ndim - 1 == 2:
+        mask, shape = self._tokens.mask(hidden, name), self._tokens.batch_shape(name)
+        if mask is None or shape is None or mask.ndim == hidden.ndim - 1 == 2:
             return self.transform(hidden, mask=mask)
         # Hidden states without a batch dimension: every sequence is a matrix of its own.
-        shape = self._tokens.batch_shape(name)
-        assert shape is not None
         batch = hidden.reshape(*shape, hidden.shape[-1])
         mapped = self.transform(batch, mask=mask.reshape(shape))
         return mapped.reshape(hidden.shape)

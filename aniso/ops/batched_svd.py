@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 METHODS = ("gram", "gram, tail refined", "jacobi", "torch")
 """How a matrix was factorised, by the numbers that the op writes."""
 ACCURACIES = ("normal", "high")
-_TORCH = METHODS.index("torch")
+FAILED = METHODS.index("torch")
+"""What a kernel writes where it does not converge: torch takes the matrix."""
 _UNIT = 2.0**-53
 
 torch.library.define(
@@ -62,7 +63,7 @@ def _batched_svd(
     else:
         threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
         _native.batched_svd_cpu(x.detach(), *results, high=high, threads=threads, isa=isa)
-    failed = (methods == _TORCH).nonzero()[:, 0]
+    failed = (methods == FAILED).nonzero()[:, 0]
     if len(failed):
         _repair(x, failed, results)
 
@@ -134,7 +135,7 @@ def _by_torch(
     values.copy_(sigma * scale[:, None] * nan)
     bounds[0] = (sigma - error).clamp(min=0) * scale[:, None] * nan
     bounds[1] = (sigma + error) * scale[:, None] * nan
-    methods.copy_(torch.where(finite, _TORCH, -1))
+    methods.copy_(torch.where(finite, FAILED, -1))
 
 
 def _measured(x: Tensor, u: Tensor, sigma: Tensor, vh: Tensor) -> Tensor:

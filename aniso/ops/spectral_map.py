@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -11,17 +11,13 @@ from torch import Tensor
 
 from aniso import _native
 from aniso.errors import InputError
+from aniso.ops import _spectral_map_torch as by_torch
 from aniso.ops._arrays import as_tensor, check_matrices, restore_kind
 from aniso.ops.backend import Backend, register_chooser, select_backend
-from aniso.ops.batched_svd import factor_dtype, factorized
+from aniso.ops.batched_svd import FAILED, factor_dtype, require_finite_matrices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# Below this relative gap of two singular values f' is averaged between them instead of subtracting:
-# there the subtraction loses 12 bits, and the average by two points errs by gap⁴/4320, 1e-18.
-_NEAR = 2.0**-12
-_GAUSS = 1 / math.sqrt(3)
 
 
 @dataclass(frozen=True)
@@ -30,17 +26,18 @@ class Spectrum:
 
     Attributes:
         values: g_i, what replaces s_i, [b, k] float64; differentiable in parameters, not in s.
-        slopes: Γ⁻_ij = (g_i − g_j)/(s_i − s_j), its limit ∂g_i/∂s_i where s_i = s_j, [b, k, k];
-            not read where s_i or s_j is 0. None when no gradient in x is asked for; so
-            are the next two.
+        derivative: ∂g_i/∂s_i, [b, k]; not read where s_i is 0. None when no gradient in x is
+            asked for; so are the next three.
+        curvature: ∂²g_i/∂s_i², [b, k]; counts between values that all but meet.
         at_zero: Slope of the map at zero, [b]; 0 where it is not continuous there.
-        top: ∂g_i/∂s_1 that a factor K(s_1) adds to the slopes, [b, k]. None: no such factor.
+        top: ∂g_i/∂s_1 that a factor K(s_1) adds to the derivative, [b, k]. None: no such factor.
         defined: Matrices that the map is defined for, [b] bool: the others come back unchanged.
             None: all.
     """
 
     values: Tensor
-    slopes: Tensor | None = None
+    derivative: Tensor | None = None
+    curvature: Tensor | None = None
     at_zero: Tensor | None = None
     top: Tensor | None = None
     defined: Tensor | None = None
@@ -53,25 +50,14 @@ class SpectrumRule(Protocol):
         """The map's values at s, and its slopes when asked for."""
 
 
-def ratio(numerator: Tensor, denominator: Tensor, at_zero: Tensor | float) -> Tensor:
-    """Numerator/denominator where the denominator is positive, elsewhere at_zero."""
-    positive = denominator > 0
-    return torch.where(positive, numerator / torch.where(positive, denominator, 1.0), at_zero)
-
-
-def pairs(t: Tensor) -> tuple[Tensor, Tensor]:
-    """t_i and t_j of all pairs of the last dimension, to be broadcast: [..., k, 1], [..., 1, k]."""
-    return t[..., :, None], t[..., None, :]
-
-
-def without_zeros(s: Tensor, values: Tensor, slopes: Tensor | None) -> Spectrum:
+def without_zeros(s: Tensor, spectrum: Spectrum) -> Spectrum:
     """The spectrum of a map with f(0) ≠ 0: directions with s = 0 give nothing.
 
     X does not say which directions they are. What moves them meets the slope g_i/s_i against the
     directions that X has, and none among themselves.
     """
-    at_zero = None if slopes is None else s.new_zeros(len(s))
-    return Spectrum(torch.where(s > 0, values, 0.0), slopes, at_zero)
+    at_zero = None if spectrum.derivative is None else s.new_zeros(len(s))
+    return replace(spectrum, values=torch.where(s > 0, spectrum.values, 0.0), at_zero=at_zero)
 
 
 def spectral_map(x: Any, f: Callable[[Tensor], Tensor], *, mask: Any = None) -> Any:
@@ -81,7 +67,8 @@ def spectral_map(x: Any, f: Callable[[Tensor], Tensor], *, mask: Any = None) -> 
     its skew part A: dX = U(Γ⁻∘S + Γ⁺∘A)Vᵀ + U diag(f/σ)UᵀC(I − VVᵀ) + (I − UUᵀ)C V diag(f/σ)Vᵀ,
     Γ⁻_ij = (f_i − f_j)/(σ_i − σ_j), Γ⁺_ij = (f_i + f_j)/(σ_i + σ_j). Singular vectors are never
     differentiated: repeated, clustered and vanishing σ have finite gradients. Where two σ all but
-    meet, Γ⁻ is the mean of f' between them, taken by autograd at two points.
+    meet, Γ⁻ is the mean of f' between them, by the trapezoid with its correction by f''; unless
+    f jumps there.
 
     Directions whose σ cannot be told from 0 (its certified lower bound is 0) are not determined by
     X: they give nothing, whatever f(0) is. Where f(0) = 0 with a finite f'(0), the gradient has
@@ -89,8 +76,8 @@ def spectral_map(x: Any, f: Callable[[Tensor], Tensor], *, mask: Any = None) -> 
 
     Args:
         x: Matrices, shape [..., m, n], float64/float32/float16/bfloat16, finite in kept rows.
-        f: New singular values from old ones, elementwise: float64 tensors of any shape. May
-            have parameters, which get their gradients.
+        f: New singular values from old ones, elementwise: float64 tensors of any shape, twice
+            differentiable by torch. May have parameters, which get their gradients.
         mask: Rows to keep, shape [..., m], bool: the others never enter the decomposition and
             come back unchanged to the bit, wherever they lie. Default: all.
 
@@ -128,9 +115,8 @@ def map_spectrum(x: Any, mask: Any, rule: SpectrumRule) -> tuple[Any, Tensor]:
     keep = None if keep is None else keep.reshape(batch, rows.shape[-2])
     u, s, vh = torch.ops.aniso.spectral_factors(matrices.detach(), keep)
     g = rule(s, slopes=torch.is_grad_enabled() and rows.requires_grad)
-    mapped = torch.ops.aniso.spectral_map(
-        matrices, keep, g.defined, u, s, vh, g.values, g.slopes, g.at_zero, g.top
-    )
+    slopes = (g.derivative, g.curvature, g.at_zero, g.top)
+    mapped = torch.ops.aniso.spectral_map(matrices, keep, g.defined, u, s, vh, g.values, *slopes)
     singular = s.reshape(*rows.shape[:-2], s.shape[1])
     return restore_kind(x)(mapped.reshape(rows.shape)), singular
 
@@ -155,13 +141,13 @@ class _ElementwiseRule:
     f: Callable[[Tensor], Tensor]
 
     def __call__(self, s: Tensor, *, slopes: bool) -> Spectrum:
+        given = torch.where(s > 0, s, 1.0)
+        values = torch.where(s > 0, self._f(given), 0.0)
         if not slopes:
-            return Spectrum(torch.where(s > 0, self._f(torch.where(s > 0, s, 1.0)), 0.0))
-        at_zero, continuous = self._at_zero(s)
-        used = (s > 0) | continuous
-        given = torch.where(used, s, 1.0)
-        values = torch.where(used, self._f(given), 0.0)
-        return Spectrum(values, self._divided_differences(given), at_zero.expand(len(s)))
+            return Spectrum(values)
+        derivative, curvature = self._derivative(given), self._curvature(given)
+        at_zero = self._at_zero(s).expand(len(s))
+        return Spectrum(values, derivative.detach(), curvature.detach(), at_zero)
 
     def _f(self, s: Tensor) -> Tensor:
         values = self.f(s)
@@ -176,22 +162,16 @@ class _ElementwiseRule:
         slope: Tensor = torch.func.grad(lambda t: self._f(t).sum())(s)
         return slope
 
-    def _at_zero(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """f'(0), or 0 where f is not 0 or has no finite slope at 0; and whether it is and has."""
+    def _curvature(self, s: Tensor) -> Tensor:
+        curvature: Tensor = torch.func.grad(lambda t: self._derivative(t).sum())(s)
+        return curvature
+
+    def _at_zero(self, s: Tensor) -> Tensor:
+        """f'(0), or 0 where f is not 0 or has no finite slope at 0."""
         zero = s.new_zeros(1)
         slope = self._derivative(zero).detach()
         continuous = (self._f(zero) == 0) & torch.isfinite(slope)
-        return torch.where(continuous, slope, 0.0), continuous
-
-    def _divided_differences(self, s: Tensor) -> Tensor:
-        """(f(s_i) − f(s_j))/(s_i − s_j), or the mean of f' between them by Gauss's two points."""
-        (s_i, s_j), (f_i, f_j) = pairs(s), pairs(self._f(s).detach())
-        gap, middle = s_i - s_j, (s_i + s_j) / 2
-        near = gap.abs() <= _NEAR * middle
-        centre = torch.where(near, middle, 1.0)
-        offset = torch.where(near, gap / 2 * _GAUSS, 0.0)
-        mean = (self._derivative(centre - offset) + self._derivative(centre + offset)) / 2
-        return torch.where(near, mean, (f_i - f_j) / torch.where(near, 1.0, gap)).detach()
+        return torch.where(continuous, slope, 0.0)
 
 
 torch.library.define(
@@ -203,50 +183,47 @@ torch.library.define(
 def _factors(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """U [b, m, k], S [b, k] float64 and Vh [b, k, n] of the kept rows, k = min(m, n).
 
-    U is zero in rows that are not kept. S is 0 where it cannot be told from it. U (m ≤ n) or V
-    (m > n) spans all of its space, also where S is 0.
+    U is zero in rows that are not kept. S is 0 where it cannot be told from it. U or V spans all
+    of its space, also where S is 0.
     """
-    if mask is None and x.numel():
-        return _decompose(x)
-    u, s, vh = _empty_factors(x)
-    if mask is None or x.numel() == 0:
-        return u, s, vh
-    order = torch.argsort(~mask, dim=1, stable=True)
-    # Packed to the front: left and right padding are one matrix.
-    order = order[:, : _packed_rows(x, mask), None]
-    kept = mask[:, :, None].gather(1, order)
-    packed = torch.where(kept, x.gather(1, order.expand(-1, -1, x.shape[2])), 0)
-    left, values, right = _decompose(packed)
-    k = values.shape[1]
-    u[:, :, :k].scatter_(1, order.expand(-1, -1, k), torch.where(kept, left, 0))
-    s[:, :k], vh[:, :k] = values, right
-    return u, s, vh
+    if x.numel() == 0:
+        return _empty_factors(x)
+    compiled = _kernel(x)
+    if compiled is None:
+        return by_torch.factors(x, mask)
+    u, s, vh = factors = _empty_factors(x)
+    methods = torch.empty(len(x), dtype=torch.int8)
+    _native.spectral_factors_cpu(x.detach(), _flat(mask), factors, methods, **compiled)
+    require_finite_matrices(methods, x.shape[:1], by_torch.ADVICE)
+    for i in (methods == FAILED).nonzero()[:, 0].tolist():
+        keep = slice(None) if mask is None else mask[i]
+        left, values, right = by_torch.decompose_one(x[i, keep])
+        k = len(values)
+        u[i, keep, :k], s[i, :k], vh[i, :k] = left.to(u.dtype), values, right.to(vh.dtype)
+    return factors
 
 
-@torch.library.register_fake("aniso::spectral_factors")  # type: ignore[untyped-decorator]
+def _kernel(x: Tensor) -> dict[str, Any] | None:
+    """How the compiled kernels run on matrices like x; None where torch has them."""
+    name = _choose(x).name
+    if not name.startswith("cpu-"):
+        return None
+    return {"threads": torch.get_num_threads(), "isa": name.removeprefix("cpu-")}
+
+
+def _flat(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.contiguous().view(-1)
+
+
 def _empty_factors(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     b, m, n = x.shape
     k = min(m, n)
     dtype = factor_dtype(x)
-    u = x.new_zeros((b, m, k), dtype=dtype)
-    return u, x.new_zeros((b, k), dtype=torch.float64), x.new_zeros((b, k, n), dtype=dtype)
+    u, vh = x.new_empty((b, m, k), dtype=dtype), x.new_empty((b, k, n), dtype=dtype)
+    return u, x.new_empty((b, k), dtype=torch.float64), vh
 
 
-def _packed_rows(x: Tensor, mask: Tensor) -> int:
-    """Rows of the longest matrix; n at least where V is to be complete."""
-    longest = max(1, int(mask.sum(dim=1).max()))
-    return longest if x.shape[1] <= x.shape[2] else max(longest, x.shape[2])
-
-
-def _decompose(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    out, left, right = factorized(x, min(x.shape[1:]), "normal")
-    bad = (out.methods < 0).nonzero()
-    if len(bad):
-        raise InputError(
-            f"matrix {int(bad[0, 0])} of x has NaN or infinite values in a kept row; "
-            "mask such rows out"
-        )
-    return left, torch.where(out.bounds[0] > 0, out.values, 0.0), right
+torch.library.register_fake("aniso::spectral_factors")(_empty_factors)
 
 
 def _ignore(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -260,8 +237,8 @@ def _no_gradient(ctx: Any, *_: Tensor) -> tuple[None, None]:
 torch.library.register_autograd("aniso::spectral_factors", _no_gradient, setup_context=_ignore)
 
 _SPECTRUM = (
-    "Tensor? mask, Tensor? defined, Tensor u, Tensor s, Tensor vh, Tensor values, Tensor? slopes, "
-    "Tensor? at_zero, Tensor? top"
+    "Tensor? mask, Tensor? defined, Tensor u, Tensor s, Tensor vh, Tensor values, "
+    "Tensor? derivative, Tensor? curvature, Tensor? at_zero, Tensor? top"
 )
 torch.library.define("aniso::spectral_map", f"(Tensor x, {_SPECTRUM}) -> Tensor")
 torch.library.define(
@@ -281,23 +258,20 @@ def _map(
     *_: Tensor | None,
 ) -> Tensor:
     """U diag(values) Vᵀ in the kept rows of x [b, m, n], the other rows of x as they are."""
-    mapped = ((u * values[:, None, :].to(u.dtype)) @ vh).to(x.dtype)
-    changed = _changed_rows(mask, defined)
-    return mapped if changed is None else torch.where(changed, mapped, x)
+    compiled = _kernel(x)
+    if x.numel() == 0 or compiled is None:
+        return by_torch.mapped(x, mask, defined, u, vh, values)
+    out, values = _like(x), values.detach().contiguous()
+    factors = (u, s, vh)
+    _native.spectral_map_cpu(x.detach(), _flat(mask), defined, factors, values, out, **compiled)
+    return out
 
 
-@torch.library.register_fake("aniso::spectral_map")  # type: ignore[untyped-decorator]
-def _map_fake(x: Tensor, *_: Tensor | None) -> Tensor:
+def _like(x: Tensor, *_: Tensor | None) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _changed_rows(mask: Tensor | None, defined: Tensor | None) -> Tensor | None:
-    """Rows that the map changes, [b, m or 1, 1]; None when it changes all."""
-    kept = None if mask is None else mask[:, :, None]
-    if defined is None or bool(defined.all()):
-        return kept
-    matrices = defined[:, None, None]
-    return matrices if kept is None else kept & matrices
+torch.library.register_fake("aniso::spectral_map")(_like)
 
 
 @torch.library.impl("aniso::spectral_map_backward", "CompositeExplicitAutograd")
@@ -309,35 +283,22 @@ def _map_backward(
     s: Tensor,
     vh: Tensor,
     values: Tensor,
-    slopes: Tensor | None,
-    at_zero: Tensor | None,
-    top: Tensor | None,
+    *slopes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The gradients in x, empty without slopes, and in the values: diag(UᵀCV)."""
-    changed = _changed_rows(mask, defined)
-    c = (grad if changed is None else torch.where(changed, grad, 0)).to(u.dtype)
-    wide = u.shape[1] <= vh.shape[2]
-    p = (u.mT @ (c @ vh.mT) if wide else (u.mT @ c) @ vh.mT).to(u.dtype)
-    dvalues = p.diagonal(dim1=1, dim2=2).double().clone()
-    if slopes is None or at_zero is None:
-        return grad.new_empty(0), dvalues
-    stretch = ratio(values, s, at_zero[:, None])
-    within = _within(p, s, values, slopes, at_zero, stretch, wide)
-    if top is not None and top.numel():
-        within[:, 0, 0] += (top * dvalues).sum(dim=1).to(within.dtype)
-    # dX = U(Γ∘P)Vᵀ + U D UᵀC(I − VVᵀ) + (I − UUᵀ)C V D Vᵀ, D = diag(f/σ); one of UUᵀ, VVᵀ is I.
-    if wide:
-        along = (u * stretch[:, None, :].to(u.dtype)) @ u.mT
-        dx = torch.baddbmm(along @ c, u @ within, vh)
-    else:
-        along = vh.mT @ (stretch[:, :, None].to(u.dtype) * vh)
-        dx = torch.baddbmm(c @ along, u, within @ vh)
-    dx = dx.to(grad.dtype)
-    return (dx if changed is None else torch.where(changed, dx, grad)), dvalues
+    compiled, factors = _kernel(grad), (u, s, vh)
+    if grad.numel() == 0 or compiled is None:
+        return by_torch.gradients(grad, mask, defined, factors, values, slopes)
+    values = values.detach().contiguous()
+    slopes = tuple(None if t is None else t.detach().contiguous() for t in slopes)
+    dx, dvalues = _empty_gradients(grad, mask, defined, u, s, vh, values, *slopes)
+    wanted = None if slopes[0] is None else dx
+    arguments = (grad.detach(), _flat(mask), defined, factors, values, slopes, wanted, dvalues)
+    _native.spectral_map_backward_cpu(*arguments, **compiled)
+    return dx, dvalues
 
 
-@torch.library.register_fake("aniso::spectral_map_backward")  # type: ignore[untyped-decorator]
-def _map_backward_fake(
+def _empty_gradients(
     grad: Tensor,
     mask: Tensor | None,
     defined: Tensor | None,
@@ -345,38 +306,13 @@ def _map_backward_fake(
     s: Tensor,
     vh: Tensor,
     values: Tensor,
-    slopes: Tensor | None,
-    *_: Tensor | None,
+    *slopes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    dx = grad.new_empty(0) if slopes is None else grad.new_empty(grad.shape)
+    dx = grad.new_empty(0) if slopes[0] is None else grad.new_empty(grad.shape)
     return dx, values.new_empty(values.shape)
 
 
-def _within(
-    p: Tensor,
-    s: Tensor,
-    values: Tensor,
-    slopes: Tensor,
-    at_zero: Tensor,
-    stretch: Tensor,
-    wide: bool,
-) -> Tensor:
-    """Γ⁻∘S + Γ⁺∘A − D P (or P D), like p; S and A are the symmetric and skew parts of P.
-
-    With s_j = 0, Γ⁻ = Γ⁺. In float64 until it is stored.
-    """
-    if p.device.type == "cpu" and p.numel():
-        out, threads = torch.empty_like(p), torch.get_num_threads()
-        given = (t.detach().contiguous() for t in (p, s, values, slopes, at_zero, stretch))
-        p, s, values, slopes, at_zero, stretch = given
-        arguments = (p, s, values, slopes, at_zero, stretch, wide, out)
-        _native.spectral_inner_cpu(*arguments, threads=threads, isa=_native.isa)
-        return out
-    (s_i, s_j), (g_i, g_j), doubles = pairs(s), pairs(values), p.double()
-    plus = ratio(g_i + g_j, s_i + s_j, at_zero[:, None, None])
-    minus = torch.where((s_i > 0) & (s_j > 0), slopes, plus)
-    inner = plus * doubles + (minus - plus) * (doubles + doubles.mT) / 2
-    return (inner - (stretch[:, :, None] if wide else stretch[:, None, :]) * doubles).to(p.dtype)
+torch.library.register_fake("aniso::spectral_map_backward")(_empty_gradients)
 
 
 def _keep_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -390,11 +326,27 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dx if wanted[0] else None,
         *[None] * 5,
         dvalues if wanted[6] else None,
-        *[None] * 3,
+        *[None] * 4,
     )
 
 
 torch.library.register_autograd("aniso::spectral_map", _backward, setup_context=_keep_map)
+
+
+def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    pass
+
+
+def _refuse(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+    raise InputError(
+        "spectral_map and soft_decay are differentiable once; "
+        "a gradient of their gradient was asked for: leave it out of the loss"
+    )
+
+
+torch.library.register_autograd(
+    "aniso::spectral_map_backward", _refuse, setup_context=_keep_nothing
+)
 
 
 def _choose(x: Tensor) -> Backend:

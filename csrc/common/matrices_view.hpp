@@ -37,7 +37,7 @@ struct SvdView {
   void* right;      ///< [b, k, n] or null
   bool wide;        ///< left and right are float64, else float32
   double* bounds;   ///< [2, b, k]
-  double* checks;   ///< [2, b]
+  double* checks;   ///< [2, b] or null
   int8_t* methods;  ///< [b]
 };
 

@@ -361,7 +361,7 @@ class Factorization {
     const double nan = __builtin_nan("");
     out_.methods[index_] = SVD_NOT_FINITE;
     for (int64_t j = 0; j < out_.k; ++j) write(j, {nan, nan, nan});
-    out_.checks[index_] = out_.checks[x_.b + index_] = nan;
+    set_checks(nan, nan);
     if (out_.left == nullptr) return;
     for (int64_t j = 0; j < out_.k; ++j) {
       order_[j] = j;
@@ -369,6 +369,12 @@ class Factorization {
       for (int64_t i = 0; i < p_; ++i) z_.row(j)[i] = 0.0;
     }
     write_vectors();
+  }
+
+  void set_checks(double residual, double orthogonality) const {
+    if (out_.checks == nullptr) return;
+    out_.checks[index_] = residual;
+    out_.checks[x_.b + index_] = orthogonality;
   }
 
   void write(int64_t j, const Value& value) {
@@ -385,17 +391,17 @@ class Factorization {
             from_square(__builtin_sqrt(eigen_.value(j) > 0.0 ? eigen_.value(j) : 0.0), error, 0.0));
     }
     out_.methods[index_] = SVD_GRAM;
-    out_.checks[index_] = out_.checks[x_.b + index_] = __builtin_nan("");
+    set_checks(__builtin_nan(""), __builtin_nan(""));
   }
 
   void finish(bool vectors) {
     out_.methods[index_] = converged_ && eigen_.converged() ? method_ : SVD_FAILED;
     sort_descending(norms_, count_, order_);
     for (int64_t j = 0; j < out_.k; ++j) write(j, bounds_[order_[j]]);
-    out_.checks[index_] = out_.checks[x_.b + index_] = __builtin_nan("");
+    set_checks(__builtin_nan(""), __builtin_nan(""));
     if (!vectors) return;
     for (int64_t j = 0; j < out_.k; ++j) make_unit(j);
-    check();
+    if (out_.checks != nullptr) check();
     write_vectors();
   }
 
@@ -497,8 +503,8 @@ class Factorization {
     multiply_into(signs_, short_rows, across_);
     const double defect_short = defect(across_, short_rows);
     const double scale = norm_ > 0.0 ? norm_ : 1.0;
-    out_.checks[index_] = __builtin_sqrt(residual / PROBES) / scale;
-    out_.checks[x_.b + index_] = __builtin_sqrt(max_of(defect_long, defect_short) / PROBES);
+    set_checks(__builtin_sqrt(residual / PROBES) / scale,
+               __builtin_sqrt(max_of(defect_long, defect_short) / PROBES));
   }
 
   /// Σ over probes of ‖ω Q Qᵀ - ω‖² over the rows returned, given images = ω Q.

@@ -1,7 +1,9 @@
-// Products of small float64 matrices, all stored by rows, for kernels that are compiled once per
-// instruction set. Rows start at multiples of a whole vector (`padded`) and are zero beyond their
-// end; matrices have room for whole tiles of rows.
+// Products of small matrices, float64 and stored by rows where nothing else is said, for kernels
+// that are compiled once per instruction set. Rows start at multiples of a whole vector (`padded`)
+// and are zero beyond their end; matrices have room for whole tiles of rows.
 #pragma once
+
+#include <type_traits>
 
 #include "cpu/simd.hpp"
 
@@ -20,7 +22,9 @@ constexpr int TILE_ROWS = 8, TILE_VECTORS = 3;
 #else
 constexpr int TILE_ROWS = 4, TILE_VECTORS = 2;
 #endif
-constexpr int64_t TILE_COLUMNS = TILE_VECTORS * LANES;
+template <class T>
+constexpr int64_t TILE_WIDTH = TILE_VECTORS * LANES * 8 / static_cast<int64_t>(sizeof(T));
+constexpr int64_t TILE_COLUMNS = TILE_WIDTH<double>;
 constexpr int DOT_COLUMNS = 4;
 // Columns of `dots` at a time, and rows of b: with a tile of a they stay in the first-level cache.
 constexpr int64_t DOT_DEPTH = 256, DOT_BAND = 12;
@@ -30,6 +34,9 @@ constexpr int64_t PANEL_DEPTH = 128;
 /// Rows a matrix has room for: every kernel may read and write whole tiles.
 constexpr int64_t padded_rows(int64_t rows) { return (rows + 23) / 24 * 24; }
 constexpr int64_t padded(int64_t columns) { return (columns + 7) / 8 * 8; }
+
+template <class T>
+using Vector = std::conditional_t<sizeof(T) == sizeof(double), f64s, f32s>;
 
 /// A matrix by rows.
 struct Matrix {
@@ -104,20 +111,35 @@ inline void dots(const Matrix& a, const Matrix& b, const Matrix& out, bool lower
   }
 }
 
-/// out[i, :] (+ or −)= Σ_k a[i, k] panel[k, :] for one tile of ROWS rows.
-template <bool subtract, int ROWS>
-inline void multiply_tile(const double* a, int64_t stride, const double* panel, int64_t depth,
-                          double* out, int64_t out_stride) {
-  f64s sums[ROWS][TILE_VECTORS] = {};
+/// An operand of `add_product`: float or double, one of its strides 1.
+template <class T>
+struct Operand {
+  const T* data;
+  int64_t rows;
+  int64_t columns;
+  int64_t row_stride;
+  int64_t column_stride = 1;
+
+  Operand transposed() const { return {data, columns, rows, column_stride, row_stride}; }
+};
+
+/// out[i, :] (+ or −)= Σ_k a[i, k] panel[k, :] for one tile of ROWS rows. `stride` of a is that of
+/// its rows or, where it is `turned`, of its columns.
+template <class T, bool subtract, bool turned, int ROWS>
+inline void multiply_tile(const T* a, int64_t stride, const T* panel, int64_t depth, T* out,
+                          int64_t out_stride) {
+  using V = Vector<T>;
+  constexpr int64_t WIDTH = TILE_WIDTH<T> / TILE_VECTORS;
+  V sums[ROWS][TILE_VECTORS] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    f64s y[TILE_VECTORS];
+    V y[TILE_VECTORS];
 #pragma GCC unroll 8
     for (int c = 0; c < TILE_VECTORS; ++c) {
-      y[c] = load<f64s>(panel + k * TILE_COLUMNS + c * LANES);
+      y[c] = load_as<V>(panel + k * TILE_WIDTH<T> + c * WIDTH);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      const double x = a[r * stride + k];
+      const T x = turned ? a[k * stride + r] : a[r * stride + k];
 #pragma GCC unroll 8
       for (int c = 0; c < TILE_VECTORS; ++c) sums[r][c] += x * y[c];
     }
@@ -126,37 +148,75 @@ inline void multiply_tile(const double* a, int64_t stride, const double* panel, 
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 8
     for (int c = 0; c < TILE_VECTORS; ++c) {
-      double* p = out + r * out_stride + c * LANES;
-      const f64s old = load<f64s>(p);
+      T* p = out + r * out_stride + c * WIDTH;
+      const V old = load_as<V>(p);
       store(p, subtract ? old - sums[r][c] : old + sums[r][c]);
     }
   }
 }
 
-/// out (+ or −)= a b, with scratch for one panel: PANEL_DEPTH · TILE_COLUMNS. Rows of out must have
-/// room for whole tiles (`tile_stride`).
-template <bool subtract = false>
-inline void multiply(const Matrix& a, const Matrix& b, const Matrix& out, double* panel) {
-  for (int64_t first = 0; first < b.rows; first += PANEL_DEPTH) {
-    const int64_t depth = first + PANEL_DEPTH < b.rows ? PANEL_DEPTH : b.rows - first;
-    for (int64_t j = 0; j < b.columns; j += TILE_COLUMNS) {
+/// Rows first.. of b, of one tile of columns from j on, side by side; zero beyond its columns.
+template <class T>
+inline void pack_panel(const Operand<T>& b, int64_t first, int64_t depth, int64_t j, T* panel) {
+  constexpr int64_t WIDTH = TILE_WIDTH<T> / TILE_VECTORS;
+  for (int64_t c = 0; c < TILE_WIDTH<T>; c += WIDTH) {
+    const T* from = b.data + first * b.row_stride + (j + c) * b.column_stride;
+    if (b.column_stride == 1 && j + c + WIDTH <= b.columns) {
       for (int64_t k = 0; k < depth; ++k) {
-#pragma GCC unroll 8
-        for (int c = 0; c < TILE_VECTORS; ++c) {
-          store(panel + k * TILE_COLUMNS + c * LANES, load<f64s>(b.row(first + k) + j + c * LANES));
-        }
+        store(panel + k * TILE_WIDTH<T> + c, load_as<Vector<T>>(from + k * b.row_stride));
       }
-      int64_t i = 0;
-      for (; i + TILE_ROWS <= a.rows; i += TILE_ROWS) {
-        multiply_tile<subtract, TILE_ROWS>(a.row(i) + first, a.stride, panel, depth, out.row(i) + j,
-                                           out.stride);
-      }
-      for (; i < a.rows; ++i) {
-        multiply_tile<subtract, 1>(a.row(i) + first, a.stride, panel, depth, out.row(i) + j,
-                                   out.stride);
+      continue;
+    }
+    for (int64_t i = 0; i < WIDTH; ++i) {
+      const bool there = j + c + i < b.columns;
+      for (int64_t k = 0; k < depth; ++k) {
+        panel[k * TILE_WIDTH<T> + c + i] =
+            there ? from[k * b.row_stride + i * b.column_stride] : T(0);
       }
     }
   }
+}
+
+/// out (+ or −)= a b, with scratch for one panel: PANEL_DEPTH · TILE_WIDTH. Rows of out must have
+/// room for whole tiles.
+template <bool subtract, bool turned, class T>
+inline void add_product_of(const Operand<T>& a, const Operand<T>& b, T* out, int64_t out_stride,
+                           T* panel) {
+  const int64_t stride = turned ? a.column_stride : a.row_stride, step = turned ? 1 : stride;
+  for (int64_t first = 0; first < b.rows; first += PANEL_DEPTH) {
+    const int64_t depth = first + PANEL_DEPTH < b.rows ? PANEL_DEPTH : b.rows - first;
+    const T* left = a.data + (turned ? first * stride : first);
+    for (int64_t j = 0; j < b.columns; j += TILE_WIDTH<T>) {
+      pack_panel(b, first, depth, j, panel);
+      int64_t i = 0;
+      for (; i + TILE_ROWS <= a.rows; i += TILE_ROWS) {
+        multiply_tile<T, subtract, turned, TILE_ROWS>(left + i * step, stride, panel, depth,
+                                                      out + i * out_stride + j, out_stride);
+      }
+      for (; i < a.rows; ++i) {
+        multiply_tile<T, subtract, turned, 1>(left + i * step, stride, panel, depth,
+                                              out + i * out_stride + j, out_stride);
+      }
+    }
+  }
+}
+
+template <class T>
+inline void add_product(const Operand<T>& a, const Operand<T>& b, T* out, int64_t out_stride,
+                        T* panel) {
+  if (a.column_stride == 1) {
+    add_product_of<false, false>(a, b, out, out_stride, panel);
+  } else {
+    add_product_of<false, true>(a, b, out, out_stride, panel);
+  }
+}
+
+/// The same of matrices by rows.
+template <bool subtract = false>
+inline void multiply(const Matrix& a, const Matrix& b, const Matrix& out, double* panel) {
+  const Operand<double> left{a.data, a.rows, a.columns, a.stride};
+  const Operand<double> right{b.data, b.rows, b.columns, b.stride};
+  add_product_of<subtract, false>(left, right, out.data, out.stride, panel);
 }
 
 /// The stride of rows of n columns that have room for whole tiles of `multiply`, and do not all

@@ -2,32 +2,75 @@
 
 #include <algorithm>
 
+#include "common/aligned.hpp"
 #include "common/parallel.hpp"
+#include "common/team.hpp"
 #include "cpu/spectral_map_kernel.hpp"
 
 namespace aniso::cpu {
 namespace {
 
-using PartFunction = void (*)(const SpectralInnerView&, int64_t, int64_t);
+struct Functions {
+  decltype(&baseline::spectral_factors_one) factors;
+  decltype(&baseline::spectral_map_one) map;
+  decltype(&baseline::spectral_map_backward_one) backward;
+};
 
-PartFunction part_function([[maybe_unused]] Isa isa) {
+Functions functions([[maybe_unused]] Isa isa) {
 #ifdef ANISO_X86
-  if (isa == Isa::avx512) return avx512::spectral_inner_part;
-  if (isa == Isa::avx2) return avx2::spectral_inner_part;
+  if (isa == Isa::avx512) {
+    return {avx512::spectral_factors_one, avx512::spectral_map_one,
+            avx512::spectral_map_backward_one};
+  }
+  if (isa == Isa::avx2) {
+    return {avx2::spectral_factors_one, avx2::spectral_map_one, avx2::spectral_map_backward_one};
+  }
 #endif
-  return baseline::spectral_inner_part;
+  return {baseline::spectral_factors_one, baseline::spectral_map_one,
+          baseline::spectral_map_backward_one};
 }
 
-// Below this many entries per thread, starting the thread (~20 us) costs more than it saves.
-constexpr int64_t kEntriesPerThread = int64_t{1} << 15;
+// Below this many multiplications per thread, starting the thread (~20 us) costs more than it
+// saves.
+constexpr int64_t kWorkPerThread = int64_t{1} << 18;
+
+/// body(index, scratch) for every matrix, each thread with `doubles` of scratch.
+template <class Body>
+void each_matrix(const MatricesView& x, int64_t doubles, int threads, const Body& body) {
+  const int64_t p = std::min(x.m, x.n), q = std::max(x.m, x.n);
+  const int64_t useful = std::min(x.b, x.b * p * p * q / kWorkPerThread + 1);
+  const int count = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
+  Team team{count};
+  parallel_parts(count, count, [&](int, int64_t, int64_t) {
+    AlignedArray<double> scratch(doubles);
+    for (int64_t index; (index = team_take(team)) < x.b;) body(index, scratch.data());
+  });
+}
+
+int64_t map_scratch(const MatricesView& x) {
+  return spectral_map_scratch(x.m, x.n, x.dtype == DType::f64);
+}
 
 }  // namespace
 
-void spectral_inner(const SpectralInnerView& view, int threads, Isa isa) {
-  const int64_t useful = std::min(view.b, view.b * view.k * view.k / kEntriesPerThread);
-  const int parts = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
-  const PartFunction run = part_function(isa);
-  parallel_parts(view.b, parts, [&](int, int64_t begin, int64_t end) { run(view, begin, end); });
+void spectral_factors(const MatricesView& x, const uint8_t* mask, const SpectralFactors& out,
+                      int8_t* methods, int threads, Isa isa) {
+  const auto one = functions(isa).factors;
+  each_matrix(x, spectral_factors_scratch(x.m, x.n), threads,
+              [&](int64_t index, double* scratch) { one(x, mask, index, out, methods, scratch); });
+}
+
+void spectral_map(const SpectralMapView& view, int threads, Isa isa) {
+  const auto one = functions(isa).map;
+  each_matrix(view.x, map_scratch(view.x), threads,
+              [&](int64_t index, double* scratch) { one(view, index, scratch); });
+}
+
+void spectral_map_backward(const SpectralMapView& view, const SpectralGradient& gradient,
+                           int threads, Isa isa) {
+  const auto one = functions(isa).backward;
+  each_matrix(view.x, map_scratch(view.x), threads,
+              [&](int64_t index, double* scratch) { one(view, gradient, index, scratch); });
 }
 
 }  // namespace aniso::cpu

@@ -1,28 +1,48 @@
-// The elementwise part of the gradient of U f(S) Vᵀ.
+// U f(S) Vᵀ of batches of matrices and its gradient, over the kept rows of each, one thread per
+// matrix.
 #pragma once
 
-#include <cstdint>
-
+#include "common/matrices_view.hpp"
 #include "cpu/isa.hpp"
 
 namespace aniso::cpu {
 
-/// Batches of k × k numbers, contiguous; `wide`: p and out are float64, else float32.
-struct SpectralInnerView {
-  int64_t b;
+/// Factors of matrices [b, m, n], contiguous, k = min(m, n). Those of a matrix with c kept rows are
+/// the first min(c, n), the rest is zero; U is zero in rows that are not kept. s is 0 where it
+/// cannot be told from it.
+struct SpectralFactors {
+  void* u;    ///< [b, m, k]
+  double* s;  ///< [b, k]
+  void* vh;   ///< [b, k, n]
   int64_t k;
-  bool wide;
-  const void* p;          ///< [b, k, k] UᵀCV
-  const double* s;        ///< [b, k] singular values
-  const double* values;   ///< [b, k] what replaces them
-  const double* slopes;   ///< [b, k, k] divided differences where both s are positive
-  const double* at_zero;  ///< [b] slope at zero
-  const double* stretch;  ///< [b, k] values/s
-  bool by_row;            ///< stretch belongs to the row of an entry, else to its column
-  void* out;              ///< [b, k, k]
 };
 
-/// out_ij = Γ⁺_ij p_ij + (Γ⁻_ij − Γ⁺_ij)(p_ij + p_ji)/2 − stretch p_ij, in float64 until stored.
-void spectral_inner(const SpectralInnerView& view, int threads, Isa isa);
+/// What a map does, and where. u and vh are float64 for float64 matrices, else float32.
+struct SpectralMapView {
+  MatricesView x;          ///< what is mapped or, backward, the incoming gradient
+  const uint8_t* mask;     ///< [b, m] rows to keep, or null: all
+  const uint8_t* defined;  ///< [b] matrices to map, or null: all
+  SpectralFactors factors;
+  const double* values;  ///< [b, k] g, what replaces s
+  void* out;             ///< [b, m, n] of x's dtype; backward null: no gradient in x
+};
+
+/// What the backward pass reads besides, and writes.
+struct SpectralGradient {
+  const double* derivative;  ///< [b, k] g'(s)
+  const double* curvature;   ///< [b, k] g''(s)
+  const double* at_zero;     ///< [b] slope at zero
+  const double* top;         ///< [b, k] ∂g/∂s₁ besides, or null
+  double* values;            ///< [b, k] gradient in the values: diag(UᵀCV)
+};
+
+/// Factors of the kept rows; methods [b] as batched_svd gives them.
+void spectral_factors(const MatricesView& x, const uint8_t* mask, const SpectralFactors& out,
+                      int8_t* methods, int threads, Isa isa);
+/// out = U diag(values) Vᵀ in kept rows of defined matrices, elsewhere x.
+void spectral_map(const SpectralMapView& view, int threads, Isa isa);
+/// out = the gradient in x, elsewhere the incoming one.
+void spectral_map_backward(const SpectralMapView& view, const SpectralGradient& gradient,
+                           int threads, Isa isa);
 
 }  // namespace aniso::cpu
