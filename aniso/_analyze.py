@@ -60,7 +60,7 @@ def analyze(
         progress: Show progress on stderr; "json" for JSON lines.
 
     Under torchrun every process takes its share of the blocks; the first one merges the states and
-    writes. Without `deterministic` the numbers agree to 1e-12 with those of one process.
+    writes. Without `deterministic` the numbers agree to 1e-10 with those of one process.
 
     Returns:
         Report: layers in order of execution, metrics, provenance.

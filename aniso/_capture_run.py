@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from aniso._analyze import report_of, write_results
 from aniso._distributions import RowSampler
-from aniso._files import writable_folder
+from aniso._files import refuse_too_large, writable_folder
 from aniso.dumps import DumpWriter
 from aniso.errors import InputError
-from aniso.models import TextModel, attach, capture, run_texts
+from aniso.models import TextModel, attach, capture, count_tokens, run_texts
 from aniso.ops import select_backend
 from aniso.progress import Progress, ProgressMode
 from aniso.transform import SoftDecay
@@ -19,6 +19,8 @@ from aniso.transform import SoftDecay
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
+
+    import torch
 
     from aniso._names import Selection
     from aniso.metrics import LayerMetrics
@@ -57,7 +59,7 @@ def capture_texts(
         layers: Names, globs or positions of the layers.
         sites: What is read of every layer; see `capture`.
         out: Folder for results.json, report.html and the states.
-        save: Folder of a dump to write the rows to as well.
+        save: Folder of a dump to write the rows to as well; refused where they do not fit.
         soft_decay: α of the SoftDecay put on layers, by name, glob or position; what is captured
             is behind it.
         exclude_special_tokens: Leave out [CLS], [SEP] and the like.
@@ -70,20 +72,25 @@ def capture_texts(
         progress: Show progress on stderr; "json" for JSON lines.
         announce: Called with what the states take, before the run.
     """
-    decays = soft_decay or {}
+    decays, left_out = soft_decay or {}, list(exclude_token_ids)
     transforms = {layer: SoftDecay(alpha) for layer, alpha in decays.items()}
     run = capture(
         loaded.model,
         layers,
         sites=sites,
         exclude_special_tokens=exclude_special_tokens,
-        exclude_token_ids=exclude_token_ids,
+        exclude_token_ids=left_out,
         max_norm_multiple=max_norm_multiple,
         tokenizer=loaded.tokenizer,
         gram=gram,
         groups=groups,
         memory=memory,
     )
+    if save is not None:
+        special = loaded.tokenizer.all_special_ids if exclude_special_tokens else []
+        tokens = count_tokens(loaded, texts, [*left_out, *special])
+        needed = tokens * _row_bytes(run, loaded.model.dtype)
+        refuse_too_large(needed, save, f"the rows of {tokens:,} tokens in {len(run.layers)} layers")
     sampler = RowSampler(then=None if save is None else DumpWriter(save, run.layers))
     run.write_to(sampler)
     folder = None if out is None else writable_folder(out)
@@ -117,6 +124,11 @@ def capture_texts(
     if folder is not None:
         write_results(report, states, folder)
     return report
+
+
+def _row_bytes(run: Capture, dtype: torch.dtype) -> int:
+    """What a token takes in all layers whose width is known before they run."""
+    return sum(point.width or 0 for point in run.points) * dtype.itemsize
 
 
 def _left_out_notes(layers: Mapping[str, LayerMetrics]) -> list[str]:

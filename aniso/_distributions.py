@@ -47,15 +47,15 @@ class RowSampler:
         if self._then is not None:
             self._then.append(layer, rows)
 
-    def flush_if_full(self) -> None:
+    def finish(self) -> None:
         """As the writer behind it."""
         if self._then is not None:
-            self._then.flush_if_full()
+            self._then.finish()
 
-    def flush(self) -> None:
+    def abandon(self) -> None:
         """As the writer behind it."""
         if self._then is not None:
-            self._then.flush()
+            self._then.abandon()
 
     def distributions(self, states: Mapping[str, LayerState]) -> dict[str, CosineHistogram]:
         """The distribution of every layer, of all rows or of the sample."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from aniso._sizes import size_text
 from aniso.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,20 +24,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The data reach the disk before the rename and the rename before the return, so a crash leaves
     the previous file or the complete new one.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    temporary = partial_path(path)
     try:
-        # A killed process with this number may have left its own.
-        temporary.unlink(missing_ok=True)
-        temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
         # Writers that make their own file may give it another mode than the user's umask.
         temporary.chmod(mode)
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """An empty file beside `path` that is no file of a dump; who makes it removes or places it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    # A killed process with this number may have left its own.
+    temporary.unlink(missing_ok=True)
+    temporary.touch(exist_ok=False)
+    return temporary
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Replaces `path` by the finished file, whose data reach the disk first."""
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -62,6 +75,19 @@ def writable_folder(path: Path) -> Path:
             f"cannot write to folder {path} ({error.strerror}); choose another one"
         ) from error
     return path
+
+
+def refuse_too_large(needed: int, folder: Path, what: str) -> None:
+    """Raises InputError when so many bytes do not fit the disk of the folder."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise InputError(
+            f"{what} take {size_text(needed)}, but the disk of {folder} has {size_text(free)} "
+            "free; make room, choose another folder, or save fewer layers"
+        )
 
 
 def _sync(path: Path) -> None:

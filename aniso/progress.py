@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from aniso._sizes import size_text
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -113,9 +115,7 @@ class Progress:
     def _rate_text(self) -> str:
         """GB/s where bytes are counted, else units per second."""
         if self._bytes:
-            rate = self._rate()
-            text = f"{rate:.2f} GB/s" if rate >= 0.1 else f"{rate * 1e3:.2f} MB/s"
-            return text + self._reading_text()
+            return f"{size_text(self._bytes / self._seconds())}/s{self._reading_text()}"
         return f"{(self._done - self._resumed) / self._seconds():,.0f} {self._unit}/s"
 
     def _reading_text(self) -> str:
@@ -123,7 +123,7 @@ class Progress:
             return ""
         facts = self._reading_facts(self._reading)
         return (
-            f", {facts['rows_per_s']:,.0f} {self._unit}/s, {facts['tb']:.3f} TB, "
+            f", {facts['rows_per_s']:,.0f} {self._unit}/s, {size_text(self._bytes)}, "
             f"file {facts['shard']} of {facts['shards']}, {facts['read_wait']:.0%} waiting for it"
         )
 
@@ -156,6 +156,8 @@ class Progress:
             )
         else:
             left = "" if eta is None else f", {eta:.0f} s left"
+            # Results are still to be written, and may fail: no word of an end.
+            left = f", {self._seconds():.0f} s" if self._done == self._total else left
             line = (
                 f"{self._title}: {self._done:,} of {self._total:,} {self._unit}, "
                 f"{self._rate_text()}{left}"

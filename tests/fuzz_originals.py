@@ -13,6 +13,8 @@ import zarr
 from dump_helpers import rows, write_npy, write_shard
 from test_dump_formats import table, write_ipc, write_parquet, write_pt, write_zarr
 
+from aniso import DumpWriter
+
 
 def originals() -> dict[str, dict[str, bytes]]:
     """Dumps by name, each its files by name; what stands before "-" in a name is the reader."""
@@ -32,6 +34,12 @@ def _indexed(folder: Path) -> None:
     write_shard(folder / "b.safetensors", {"g": rows(5, 4)})
     places = {"weight_map": {"h": "a.safetensors", "g": "b.safetensors"}}
     (folder / "m.safetensors.index.json").write_text(json.dumps(places))
+
+
+def _written(folder: Path) -> None:
+    with DumpWriter(folder, ["h", "g"], shard_bytes=96) as writer:
+        for name in ("h", "g"):
+            writer.append(name, rows(9, 4))
 
 
 def _dataset(folder: Path) -> None:
@@ -79,6 +87,7 @@ _DUMPS = {
     "safetensors-fp8": _fp8,
     "safetensors-long": lambda p: write_shard(p / "l.safetensors", {"a": rows(2000, 16)}),
     "index-two": _indexed,
+    "index-rows": _written,
     "npy-rows": lambda p: write_npy(p / "f.npy", rows(9, 4)),
     "npy-columns": lambda p: write_npy(p / "c.npy", rows(9, 4).numpy().T.copy().T.astype(">f4")),
     "npy-bf16": _bf16_npy,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -205,6 +206,31 @@ def test_command_line_on_saved_models(make, minilm, tmp_path, capsys):
     tokens = minilm.tokenizer.tokenize("One short text. Another, which is a little longer.")
     assert dump.rows == len(tokens) == results["layers"][0]["counts"]["rows"]
     assert (folders["out"] / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "rules", [{}, {"exclude_special_tokens": True, "exclude_token_ids": [1996]}]
+)
+def test_rows_that_do_not_fit_the_disk_are_refused_before_the_run(
+    minilm, demo_texts, tmp_path, monkeypatch, rules
+):
+    def saved(free, folder):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr("aniso._files.shutil.disk_usage", lambda place: usage)
+        options = {"layers": [0, 3], "save": folder, "progress": False, **rules}
+        capture_texts(minilm, demo_texts[:5], {}, **options)
+        return aniso.open_dump(folder)
+
+    dump = saved(1 << 60, tmp_path / "first")
+    needed = sum(dump[name].bytes for name in dump.layers)
+    sentence = (
+        rf"the rows of {dump.rows} tokens in 2 layers take {needed / 1e3:.3g} kB, but the disk of "
+        rf".*new.dump has {(needed - 1) / 1e3:.3g} kB free; make room"
+    )
+    with pytest.raises(aniso.InputError, match=sentence):
+        saved(needed - 1, tmp_path / "new" / "dump")
+    assert not (tmp_path / "new").exists()
+    assert saved(needed, tmp_path / "new" / "dump").rows == dump.rows
 
 
 def test_a_glob_means_layers_before_the_modules_inside_them(minilm, demo_texts):

@@ -1,5 +1,8 @@
+import errno
 import itertools
 import json
+import os
+import re
 import struct
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from dump_helpers import file_names, read_all, rows, write_npy, write_shard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from aniso import DumpWriter, InputError, open_dump
 from aniso.dumps import dump as dump_module
@@ -107,12 +111,15 @@ def test_shards_that_disagree_name_both_files(tmp_path, other):
 
 def test_writer_round_trip_over_several_shards(tmp_path):
     batches = [{k: rows(n, 6, n, torch.bfloat16) for k in ("z", "a")} for n in (3, 1, 5, 2)]
-    with DumpWriter(tmp_path / "new", ["z", "a"], shard_bytes=2 * 4 * 6 * 2) as writer:
+    with DumpWriter(tmp_path / "new", ["z", "a"], shard_bytes=4 * 6 * 2) as writer:
         for batch in batches:
             for name, x in batch.items():
                 writer.append(name, x.t().contiguous().t())
-            writer.flush_if_full()
-    assert file_names(tmp_path / "new") == [f"rows-{i:05d}.safetensors" for i in range(3)]
+    files = [f"{name}.{i:05d}.safetensors" for name in ("z", "a") for i in range(3)]
+    assert file_names(tmp_path / "new") == sorted([*files, "rows.index.json"])
+    facts = json.loads((tmp_path / "new" / "rows.index.json").read_bytes())
+    assert facts == {"rows": {"z": 11, "a": 11}, "files": files}
+    assert [len(load_file(tmp_path / "new" / f)[f[0]]) for f in files] == [4, 4, 3] * 2
     dump = open_dump(tmp_path / "new")
     assert dump.layers == ("z", "a")
     for name in dump.layers:
@@ -123,7 +130,6 @@ def test_the_stated_order_holds_where_the_first_shard_lacks_a_layer(tmp_path):
     with DumpWriter(tmp_path, ["a", "b", "c"]) as writer:
         writer.append("a", rows())
         writer.append("c", rows())
-        writer.flush()
         writer.append("b", rows())
     assert open_dump(tmp_path).layers == ("a", "b", "c")
 
@@ -146,21 +152,80 @@ def test_the_writer_keeps_an_existing_dump(tmp_path):
     assert file_names(tmp_path) == ["x.safetensors"]
 
 
-def test_an_exception_leaves_whole_shards_alone(tmp_path):
-    with pytest.raises(ZeroDivisionError), DumpWriter(tmp_path, ["a"]) as writer:
-        writer.append("a", rows(4))
-        writer.flush()
-        writer.append("a", rows(3))
+def test_an_exception_leaves_whole_files_alone(tmp_path):
+    with (
+        pytest.raises(ZeroDivisionError),
+        DumpWriter(tmp_path, ["a"], shard_bytes=4 * 6 * 4) as writer,
+    ):
+        writer.append("a", rows(7))
         raise ZeroDivisionError
-    assert file_names(tmp_path) == ["rows-00000.safetensors"]
+    assert file_names(tmp_path) == ["a.00000.safetensors"]
     assert open_dump(tmp_path).rows == 4
 
 
-def test_rows_of_unlike_width_leave_no_half_shard(tmp_path):
-    with pytest.raises(RuntimeError), DumpWriter(tmp_path, ["a"]) as writer:
-        writer.append("a", rows(4, 6))
-        writer.append("a", rows(4, 7))
+def test_a_file_has_its_size_from_the_first_row_on_and_no_name_before_the_last(tmp_path):
+    writer = DumpWriter(tmp_path, ["a"], shard_bytes=1000 * 24)
+    writer.append("a", rows(3))
+    (partial,) = tmp_path.iterdir()
+    header = 8 + int.from_bytes(partial.read_bytes()[:8], "little")
+    assert partial.name.startswith(".a.00000.safetensors.") and header % 8 == 0
+    assert partial.stat().st_size == header + 1000 * 24
+    assert partial.read_bytes()[header : header + 72] == rows(3).numpy().tobytes()
+    writer.finish()
+    assert (tmp_path / "a.00000.safetensors").stat().st_size == header + 72
+
+
+@pytest.mark.parametrize("other", [rows(4, 7), rows(4).double()])
+def test_rows_of_unlike_kind_are_refused_and_leave_no_file(tmp_path, other):
+    with (
+        pytest.raises(InputError, match=r"layer a gave rows of .* after rows of 6 × torch.float32"),
+        DumpWriter(tmp_path, ["a"]) as writer,
+    ):
+        writer.append("a", rows(4))
+        writer.append("a", other)
     assert file_names(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "truncate"])
+@pytest.mark.parametrize("nth", [0, 1, 3])
+def test_a_full_disk_is_one_sentence_and_leaves_whole_files(tmp_path, monkeypatch, call, nth):
+    real, calls = getattr(os, call), itertools.count()
+
+    def full(*arguments):
+        if next(calls) >= nth:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    def write():
+        with DumpWriter(tmp_path, ["a", "b"], shard_bytes=4 * 24) as writer:
+            # Behind the test for a writable folder.
+            monkeypatch.setattr(os, call, full)
+            writer.append("a", rows(7))
+            writer.append("b", rows(7))
+
+    with pytest.raises(InputError, match=r"rows cannot be written to .* \(No space left on device"):
+        write()
+    left = file_names(tmp_path)
+    assert all(re.fullmatch(r"[ab]\.0000\d\.safetensors", name) for name in left), left
+    assert all(len(load_file(tmp_path / name)[name[0]]) in (3, 4) for name in left)
+
+
+def test_a_dump_that_lacks_a_file_of_its_index_is_refused(tmp_path):
+    with DumpWriter(tmp_path, ["a", "b"], shard_bytes=4 * 24) as writer:
+        for name in ("a", "b"):
+            writer.append(name, rows(7))
+    (tmp_path / "b.00001.safetensors").rename(tmp_path / "kept")
+    with pytest.raises(InputError, match=r"names 'b\.00001\.safetensors', which is not there"):
+        open_dump(tmp_path)
+    write_shard(tmp_path / "b.00001.safetensors", {"b": rows(2)})
+    with pytest.raises(InputError, match="states 7 rows of layer 'b', its files hold 6; bring"):
+        open_dump(tmp_path)
+    for text in ("[]", "{", '{"files": 3, "rows": {}}', '{"files": ["../x"], "rows": {}}'):
+        (tmp_path / "rows.index.json").write_text(text)
+        with pytest.raises(InputError, match=r"rows\.index\.json"):
+            open_dump(tmp_path)
+    (tmp_path / "rows.index.json").unlink()
+    assert open_dump(tmp_path)["b"].rows == 6
 
 
 def test_the_source_follows_the_content(tmp_path):

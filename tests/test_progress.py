@@ -39,10 +39,10 @@ def test_one_line_per_thirty_seconds_and_one_at_the_end(clock, capsys):
             clock.now += 10
             shown.advance(100, 10**9)
     assert lines(capsys) == [
-        "analyze: 300 of 1,000 rows, 0.10 GB/s, 70 s left",
-        "analyze: 600 of 1,000 rows, 0.10 GB/s, 40 s left",
-        "analyze: 900 of 1,000 rows, 0.10 GB/s, 10 s left",
-        "analyze: 1,000 of 1,000 rows, 0.10 GB/s, 0 s left",
+        "analyze: 300 of 1,000 rows, 100 MB/s, 70 s left",
+        "analyze: 600 of 1,000 rows, 100 MB/s, 40 s left",
+        "analyze: 900 of 1,000 rows, 100 MB/s, 10 s left",
+        "analyze: 1,000 of 1,000 rows, 100 MB/s, 100 s",
     ]
 
 
@@ -123,14 +123,14 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "GB/s" in plain
 
 
-def test_reading_shows_files_terabytes_rows_and_waiting(clock, capsys):
+def test_reading_shows_files_size_rows_and_waiting(clock, capsys):
     for mode in (True, "json"):
         with Progress("analyze", 1000, mode) as shown:
             clock.now += 10
             shown.advance(400, 2 * 10**10, Reading(3, 12, 2.5))
     text, line = lines(capsys)
     assert text == (
-        "analyze: 400 of 1,000 rows, 2.00 GB/s, 40 rows/s, 0.020 TB, file 3 of 12, "
+        "analyze: 400 of 1,000 rows, 2 GB/s, 40 rows/s, 20 GB, file 3 of 12, "
         "25% waiting for it, 15 s left"
     )
     found = strict_json(line)

@@ -149,6 +149,18 @@ def test_a_zarr_array_that_states_rows_it_does_not_store_is_refused(tmp_path):
         open_dump(path)
 
 
+def test_a_zarr_array_of_many_more_chunks_than_files_is_refused(tmp_path):
+    path = write_zarr(tmp_path / "d.zarr", rows(9, 4))
+    facts = json.loads((path / "h.0" / "zarr.json").read_text())
+    facts["shape"][0] = 13 * 1001
+    (path / "h.0" / "zarr.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=r"states 1,001 chunks, \d files are there; bring"):
+        open_dump(path)
+    facts["shape"][0] = 13 * 1000
+    (path / "h.0" / "zarr.json").write_text(json.dumps(facts))
+    assert open_dump(path)["h.0"].rows == 13_000
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "npy", "parquet", "arrow", "feather", "pt"])
 def test_files_of_anything(folder, suffix):
     starts = {"npy": b"\x93NUMPY\x01\x00", "pt": b"PK\x03\x04", "feather": b"ARROW1\x00\x00"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from aniso.dumps.arrow import arrow_parts, dataset_files, inside, parquet_parts
 from aniso.dumps.npy import npy_parts
 from aniso.dumps.pt import pt_parts
 from aniso.dumps.raw import raw_parts
-from aniso.dumps.safetensors import safetensors_parts
+from aniso.dumps.safetensors import ROWS_INDEX, safetensors_parts
 from aniso.dumps.zarr import is_zarr, zarr_parts
 from aniso.errors import InputError
 from aniso.state import is_state
@@ -51,8 +52,33 @@ def parts_of(path: Path) -> list[Part]:
     indexed = _indexed(path)
     if indexed is not None:
         return indexed
+    if (path / ROWS_INDEX).is_file():
+        return _listed(path / ROWS_INDEX)
     files = dataset_files(path)
     return [part for file in files or _files(path) for part in _file_parts(file)]
+
+
+def _listed(index: Path) -> list[Part]:
+    """The files that the writer listed when it had ended, all there and of as many rows."""
+    facts = _facts(index)
+    files, rows = facts.get("files"), facts.get("rows")
+    if not isinstance(files, list) or not isinstance(rows, dict):
+        raise InputError(f"{index} lists no files and rows; remove it to read what is there")
+    parts = [
+        part
+        for name in dict.fromkeys(map(str, files))
+        for part in _file_parts(inside(index.parent, name, index))
+    ]
+    found = Counter[str]()
+    for part in parts:
+        found[part.layer] += part.shape[0] if part.shape else 0
+    if wrong := sorted(name for name in found.keys() | rows if found[name] != rows.get(name)):
+        raise InputError(
+            f"{index} states {repr(rows.get(wrong[0]))[:80]} rows of layer {wrong[0][:80]!r}, its "
+            f"files hold {found[wrong[0]]:,}; bring the missing files back, or remove the index to "
+            "read what is there"
+        )
+    return parts
 
 
 def _indexed(folder: Path) -> list[Part] | None:
@@ -74,16 +100,21 @@ def _indexed(folder: Path) -> list[Part] | None:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
+    places = _facts(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f"{index} has no weight_map of tensors and files; write it again")
+    return places
+
+
+def _facts(index: Path) -> dict[str, Any]:
+    """The object that an index holds, an empty one where it holds none."""
     facts: Any = None
     if index.stat().st_size <= _INDEX_BYTES:
         try:
             facts = json.loads(index.read_bytes())
         except (ValueError, RecursionError):
             facts = None
-    places = facts.get("weight_map") if isinstance(facts, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise InputError(f"{index} has no weight_map of tensors and files; write it again")
-    return places
+    return facts if isinstance(facts, dict) else {}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from aniso.dumps._file_reads import Scratch
 
 LAYERS_KEY = "aniso.layers"
+# The files of a dump that aniso wrote, and how many rows they hold.
+ROWS_INDEX = "rows.index.json"
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -37,6 +39,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+STORED_DTYPES = {dtype: name for name, dtype in _DTYPES.items()}
 _SCALE_SUFFIXES = ("_scale", ".scale", "_scales", ".scales")
 _ALL_LAYERS = "hidden_states"
 

@@ -34,6 +34,8 @@ _CODECS = {
 }
 # Beyond this, an array that states far more than it stores is damaged; else rows are alike.
 _ALIKE_BYTES, _TIMES = 1 << 24, 1000
+# A missing chunk is rows of one value, and takes as long to look for as a small one to read.
+_MISSING_CHUNKS, _MISSING_TIMES = 1000, 100
 _NAMES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _DTYPES = {name: getattr(torch, name) for name in _NAMES}
 
@@ -85,6 +87,14 @@ def _part(path: Path, key: str, array: Any) -> Part:
     if size > max(_ALIKE_BYTES, _TIMES * kept):
         raise InputError(
             f"{where} states {size:,} bytes of which {kept:,} are stored; bring its chunks back"
+        )
+    objects = prod(
+        -(-n // m) for n, m in zip(array.shape, array.shards or array.chunks, strict=True)
+    )
+    files = sum(1 for _ in (path / key).rglob("*"))
+    if objects > max(_MISSING_CHUNKS, _MISSING_TIMES * files):
+        raise InputError(
+            f"{where} states {objects:,} chunks, {files:,} files are there; bring its chunks back"
         )
     chunks = Chunks(path / key, array, where)
 

@@ -6,7 +6,14 @@ from aniso.models.hook_points import hook_points
 from aniso.models.packaged import packaged_model, verify_weights
 from aniso.models.sites import HookPoint
 from aniso.models.tensors import read_inputs, run_inputs
-from aniso.models.texts import TextModel, load_model, load_network, read_texts, run_texts
+from aniso.models.texts import (
+    TextModel,
+    count_tokens,
+    load_model,
+    load_network,
+    read_texts,
+    run_texts,
+)
 
 __all__ = [
     "Attachment",
@@ -15,6 +22,7 @@ __all__ = [
     "TextModel",
     "attach",
     "capture",
+    "count_tokens",
     "hook_points",
     "load_model",
     "load_network",

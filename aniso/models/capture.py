@@ -148,8 +148,12 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._tokens.forget()
-        if self._writer is not None and error is None:
-            self._writer.flush()
+        if self._writer is None:
+            return
+        if error is None:
+            self._writer.finish()
+        else:
+            self._writer.abandon()
 
     def _hook(self, point: HookPoint, read: Any) -> Any:
         if point.side == "output":
@@ -163,8 +167,6 @@ class Capture:
         self._running = True
         if self._groups == "sentence":
             self._tokens.number_sentences()
-        if self._writer is not None:
-            self._writer.flush_if_full()
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
         self._completed.add_(1)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from aniso._sizes import size_text
 from aniso.errors import InputError
 from aniso.metrics.sketch import PROBES
 from aniso.models.inputs import device_of
@@ -48,7 +49,7 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         parts = [
-            f"{count} × {_text(size)} = {_text(count * size)} on {device}"
+            f"{count} × {size_text(size)} = {size_text(count * size)} on {device}"
             for device, count, size in self.layers
         ]
         if self.unknown:
@@ -110,8 +111,8 @@ def memory_plan(
             return plan
     needed = max(plan.bytes_by_device.values())
     raise InputError(
-        f"memory is {_text(limit)}, but moments alone need {_text(needed)}; give more, or capture "
-        "fewer layers"
+        f"memory is {size_text(limit)}, but moments alone need {size_text(needed)}; give more, or "
+        "capture fewer layers"
     )
 
 
@@ -151,10 +152,3 @@ def _bytes(dim: int, kind: StateKind) -> int:
     grams = 8 * (2 * dim * dim + 4 * dim + 2) if kind.gram else 0
     sketch = 8 * (2 * dim * (kind.sketch + PROBES) + 2 * dim + 4) if kind.sketch else 0
     return (1 + kind.leaves_out) * (moments + grams) + sketch
-
-
-def _text(size: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size} bytes"

@@ -13,7 +13,10 @@ import torch
 from aniso.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+
+_COUNTED_TEXTS = 1024
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,17 @@ def _check_device(device: str) -> None:
         raise InputError(f"there is no device {device!r}; use cpu or cuda") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"this torch ({torch.__version__}) sees no CUDA device; use cpu")
+
+
+def count_tokens(loaded: TextModel, texts: Sequence[str], excluded: Iterable[int] = ()) -> int:
+    """Tokens that `run_texts` gives the model, without those of the excluded ids."""
+    left_out = set(excluded)
+    count = 0
+    for start in range(0, len(texts), _COUNTED_TEXTS):
+        batch = list(texts[start : start + _COUNTED_TEXTS])
+        inputs = loaded.tokenizer(batch, truncation=True, max_length=loaded.max_length)
+        count += sum(token not in left_out for ids in inputs["input_ids"] for token in ids)
+    return count
 
 
 def run_texts(
