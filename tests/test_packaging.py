@@ -57,7 +57,9 @@ def test_extension_loads_without_torch(tmp_path):
 
 
 def test_compiled_cuda_kernels_use_no_local_memory():
-    """Spilled registers and indexed arrays show as stack; a build without nvcc has no kernels."""
+    """Spilled registers and indexed arrays show as stack, those of called functions too; a build
+    without nvcc has no kernels.
+    """
     from aniso import _native
 
     tool = triton.knobs.nvidia.cuobjdump.path
