@@ -22,6 +22,7 @@ _TOP = 16
 # Of the H200's lines of the table; torch loops over them for seconds.
 _H200_SHAPE, _H200_TOP = (256, 512, 768), (256, 128, 4096)
 _CHECKED = 64
+_DRIVERS = ("gesvd", "gesvdj", "gesvda")
 
 
 def make(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -78,7 +79,7 @@ def cupy_svd(x: torch.Tensor, *, vectors: bool) -> Any:
 def gpu_peers(svd: Callable[..., Any], eigh: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     """Each of torch's drivers, its batched eigenvalues in two precisions, and CuPy's."""
     peers: dict[str, Callable[..., Any]] = {
-        f"{_NAMES[svd]} {driver}": partial(svd, driver=driver) for driver in ("gesvdj", "gesvda")
+        f"{_NAMES[svd]} {driver}": partial(svd, driver=driver) for driver in _DRIVERS
     }
     for dtype in (torch.float64, torch.float32):
         name = str(dtype).removeprefix("torch.")

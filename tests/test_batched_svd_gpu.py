@@ -11,7 +11,7 @@ from svd_cases import KINDS, matrices
 import aniso
 from aniso import _native
 
-GRAM, FAILED = 0, 3
+GRAM, REFINED, FAILED = 0, 1, 3
 SHAPES = [(1, 1), (2, 2), (1, 9), (5, 3), (33, 65), (65, 33), (40, 40)]
 # Kinds whose smallest values a Gram matrix leaves in doubt, or that have no vectors of their own.
 DOUBTFUL = {
@@ -28,7 +28,7 @@ DOUBTFUL = {
 REFERENCE_ERROR = 2e-14
 
 
-def factorized(x, k, *, vectors=True, threads=8, near=True):
+def factorized(x, k, *, vectors=True, refine=False, threads=8, near=True):
     """What the algorithm writes, every output poisoned before."""
     b, m, n = x.shape
     doubles = [torch.full(s, math.nan).double() for s in ((b, k), (2, b, k), (2, b))]
@@ -36,7 +36,7 @@ def factorized(x, k, *, vectors=True, threads=8, near=True):
     right = torch.full((b, k, n), math.nan) if vectors else None
     methods = torch.full((b,), -7, dtype=torch.int8)
     outputs = (doubles[0], left, right, *doubles[1:], methods)
-    _native.batched_svd_emulated(x, outputs, threads, near)
+    _native.batched_svd_emulated(x, outputs, refine=refine, threads=threads, near=near)
     return outputs
 
 
@@ -51,7 +51,7 @@ def require_values(x, values, bounds):
 
 def require_factors(x, values, left, right):
     allowed = 35 * torch.finfo(torch.float32).eps * max(x.shape[1:])
-    scale = x.double().abs().amax(dim=(1, 2), keepdim=True)
+    scale = x.double().abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-300)
     image = (x.double() / scale) @ right.double().mT
     rest = image - left.double() * (values[:, None, :] / scale)
     size = torch.linalg.matrix_norm(x.double() / scale)
@@ -63,7 +63,7 @@ def require_factors(x, values, left, right):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("vectors", [False, True], ids=["values", "vectors"])
-def test_every_kind_is_right_or_left_to_torch(kind, vectors):
+def test_every_kind_is_right_or_left_in_doubt(kind, vectors):
     for (m, n), near in zip(SHAPES, [True, False] * 4, strict=False):
         x = matrices(kind, 2, m, n).float()
         values, left, right, bounds, checks, methods = factorized(
@@ -72,8 +72,8 @@ def test_every_kind_is_right_or_left_to_torch(kind, vectors):
         done = methods == GRAM
         assert (done | (methods == FAILED)).all()
         if min(m, n) > 4 and kind != "sink row":
-            left_to_torch = kind in DOUBTFUL or (kind == "zero" and vectors)
-            assert not done.any() if left_to_torch else done.all()
+            in_doubt = kind in DOUBTFUL or (kind == "zero" and vectors)
+            assert not done.any() if in_doubt else done.all()
         if not done.any():
             continue
         require_values(x[done], values[done], bounds[:, done])
@@ -104,6 +104,54 @@ def test_two_stages_where_the_gram_matrix_is_off_the_chip(kind, m, n, k):
     assert (checks[0] < 1e-10).all() and (checks[1] < 1e-5).all()
     alone, *_ = factorized(x, k, vectors=False, threads=4, near=False)
     require_values(x, alone, bounds)
+
+
+def require_refined(x, k, *, near, threads=4):
+    """Right in values and vectors, with and without them, and the certificate says so."""
+    values, left, right, bounds, checks, methods = factorized(
+        x, k, refine=True, near=near, threads=threads
+    )
+    require_values(x, values, bounds)
+    require_factors(x, values, left, right)
+    assert (checks[0] < 1e-10).all() and (checks[1] < 1e-5).all()
+    alone, _, _, bounds, _, same = factorized(
+        x, k, vectors=False, refine=True, near=near, threads=threads
+    )
+    require_values(x, alone, bounds)
+    assert torch.equal(methods, same)
+    return methods
+
+
+@pytest.mark.parametrize("near", [False, True], ids=["off the chip", "on the chip"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_values_are_refined(kind, near):
+    for m, n, k in ((1, 1, 1), (5, 3, 3), (33, 40, 33), (40, 33, 8)):
+        methods = require_refined(matrices(kind, 2, m, n).float(), k, near=near)
+        if k > 4 and kind != "sink row":
+            assert (methods == (REFINED if kind in DOUBTFUL else GRAM)).all()
+
+
+@pytest.mark.parametrize(
+    "kind", ["geometric", "cliff", "one small", "rank-deficient", "duplicate rows"]
+)
+def test_small_values_of_larger_matrices_are_refined(kind):
+    for m, n, k, near in ((150, 160, 150, True), (190, 170, 170, False), (164, 170, 9, False)):
+        x = matrices(kind, 1, m, n).float()
+        assert (require_refined(x, k, near=near) == REFINED).all()
+
+
+def test_reflectors_of_entries_whose_squares_vanish():
+    """Equal rows leave entries near 1e-160; reflectors of them were not orthogonal."""
+    torch.manual_seed(0)
+    require_refined(matrices("duplicate rows", 12, 33, 65).float(), 33, near=False)
+
+
+def test_small_values_keep_the_median_of_the_cliff_spectrum():
+    x = matrices("cliff", 2, 40, 60).float()
+    true = torch.linalg.svdvals(x.double()).median(dim=1).values
+    for near in (False, True):
+        values = factorized(x, 40, vectors=False, refine=True, near=near)[0]
+        assert ((values.median(dim=1).values / true - 1).abs() < 0.01).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -158,9 +206,8 @@ def test_failed_matrices_are_repaired_together():
     x[2] = torch.randn(9, 12)
     outputs = factorized(x, 9)
     kept = outputs[0][2].clone()
-    failed = (outputs[-1] == FAILED).nonzero()[:, 0]
-    assert failed.tolist() == [0, 1, 3]
-    op._repair(x, failed, outputs)
+    assert outputs[-1].tolist() == [FAILED, FAILED, GRAM, FAILED]
+    op._repair(x, outputs, op._by_torch)
     values, left, right, bounds, _, methods = outputs
     assert methods.tolist() == [3, 3, 0, 3] and torch.equal(values[2], kept)
     require_values(x, values, bounds)
@@ -169,13 +216,17 @@ def test_failed_matrices_are_repaired_together():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (5, 3), (33, 65), (65, 33), (128, 300), (400, 200)])
+@pytest.mark.parametrize(
+    ("m", "n"), [(1, 1), (5, 3), (33, 65), (65, 33), (128, 300), (400, 200), (512, 512), (512, 640)]
+)
 def test_on_a_gpu(kind, m, n):
     x = matrices(kind, 3, m, n).float()
     if aniso.select_backend("batched_svd", x.cuda()).name != "cuda":
-        assert not _native.has_cuda
+        assert not _native.has_cuda or min(m, n) > _native.batched_svd_cuda_max_side()
         return
-    u, s, vh = (t.cpu() for t in aniso.svd(x.cuda()))
+    result = aniso.svd(x.cuda())
+    assert "torch" not in result.certificate.method
+    u, s, vh = (t.cpu() for t in result)
     values, certificate = aniso.svdvals(x.cuda(), certificate=True)
     true = torch.linalg.svdvals(x.double())
     leading = torch.where(true[:, :1] > 0, true[:, :1], 1.0)
@@ -185,6 +236,10 @@ def test_on_a_gpu(kind, m, n):
     slack = REFERENCE_ERROR * true[:, :1]
     assert (certificate.lower.cpu() <= true + slack).all()
     assert (true <= certificate.upper.cpu() + slack).all()
+    scale = x.double().abs().amax(dim=(1, 2)).clamp(min=1e-300)[:, None, None]
+    rest = x.double() / scale - (u.double() * (s.double()[:, None, :] / scale)) @ vh.double()
+    size = torch.linalg.matrix_norm(x.double() / scale) + (tiny / scale).flatten() * max(m, n)
+    assert (torch.linalg.matrix_norm(rest) <= 35 * 1.2e-7 * max(m, n) * size).all()
     for q in (u.mT.double() @ u.double(), vh.double() @ vh.mT.double()):
         assert (q - torch.eye(q.shape[-1])).abs().amax() <= 35 * 1.2e-7 * max(m, n)
 

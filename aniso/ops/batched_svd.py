@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -37,8 +38,8 @@ precision, float32: both or neither. bounds [2, b, k] float64: below and above e
 [2, b] float64: residual and orthogonality (see `Certificate`), NaN without vectors. methods [b]
 int8: index into METHODS, or −1 where the matrix is not finite (its values are then NaN).
 
-On a GPU, float32 and half precision have a kernel of the Gram matrix; matrices with values too
-small for it, and accuracy "high", are torch's.
+On a GPU, float32 and half precision have a kernel of the Gram matrix, and of those of the tails;
+accuracy "high" is torch's.
 """
 
 
@@ -59,13 +60,12 @@ def _batched_svd(
         _by_torch(x, *results)
         return
     if backend.name == "cuda":
-        _by_cuda(x.detach(), results)
+        _by_cuda(x.detach(), *results, refine=False)
+        _repair(x, results, partial(_by_cuda, refine=True))
     else:
         threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
         _native.batched_svd_cpu(x.detach(), *results, high=high, threads=threads, isa=isa)
-    failed = (methods == FAILED).nonzero()[:, 0]
-    if len(failed):
-        _repair(x, failed, results)
+    _repair(x, results, _by_torch)
 
 
 @torch.library.register_fake("aniso::batched_svd")  # type: ignore[untyped-decorator]
@@ -82,22 +82,26 @@ def _batched_svd_fake(
     torch._check(x.ndim == 3, lambda: "matrices are [b, m, n]")
 
 
-def _by_cuda(x: Tensor, results: tuple[Tensor | None, ...]) -> None:
+def _by_cuda(x: Tensor, *results: Tensor | None, refine: bool) -> None:
     with torch.cuda.device(x.device):
-        size = _native.batched_svd_workspace_bytes(x, results)
+        size = _native.batched_svd_workspace_bytes(x, results, refine=refine)
         space = torch.empty(size, dtype=torch.uint8, device=x.device)
         stream = torch.cuda.current_stream(x.device).cuda_stream
-        _native.batched_svd_cuda(x, results, workspace=space, stream=stream)
+        _native.batched_svd_cuda(x, results, refine=refine, workspace=space, stream=stream)
 
 
-def _repair(x: Tensor, failed: Tensor, results: tuple[Tensor | None, ...]) -> None:
-    """Results of the matrices that the kernel left in doubt, all at once by torch."""
+def _repair(x: Tensor, results: tuple[Tensor | None, ...], solver: Callable[..., None]) -> None:
+    """Results of the matrices that the kernel left in doubt, all at once by another solver."""
+    methods = results[-1]
+    failed = (methods == FAILED).nonzero()[:, 0]  # type: ignore[union-attr]
+    if not len(failed):
+        return
     batch_axes = (0, 0, 0, 1, 1, 0)
     parts = [
         None if t is None else t.index_select(axis, failed)
         for t, axis in zip(results, batch_axes, strict=True)
     ]
-    _by_torch(x.detach().index_select(0, failed), *parts)  # type: ignore[arg-type]
+    solver(x.detach().index_select(0, failed), *parts)
     for t, axis, part in zip(results, batch_axes, parts, strict=True):
         if t is not None and part is not None:
             t.index_copy_(axis, failed, part)

@@ -14,6 +14,8 @@ using svd::Job;
 // Orders up to which a block has 8 warps, and up to which its Gram matrix lies on chip and is
 // reduced in one stage (estimated: a barrier costs more with every warp).
 constexpr int kMiddle = 96, kLarge = 160;
+// Bytes that the workspaces of all blocks may take: fewer run where a matrix needs more.
+constexpr int64_t kMostWorkspace = int64_t{4} << 30;
 // The largest order of two stages that 163 KiB of shared memory have room for.
 constexpr int kShort = 352;
 
@@ -85,41 +87,33 @@ cudaError_t ask_device(Device& found) {
 
 /// How many blocks run: all that the device holds at once, or one per matrix.
 template <class S>
-cudaError_t count_blocks(const Device& device, const MatricesView& x, int p, int64_t& blocks) {
-  const auto bytes = static_cast<size_t>(shared_bytes<S>(p));
+cudaError_t count_blocks(const Device& device, const Job& job, int64_t& blocks) {
+  const auto bytes = static_cast<size_t>(shared_bytes<S>(job.p));
   cudaError_t status = cudaFuncSetAttribute(
       factorize<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   if (status != cudaSuccess) return status;
   int per_sm = 0;
   status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, factorize<S>,
                                                          S::BlockOf::kThreads, bytes);
-  blocks = std::min(x.b, int64_t{device.multiprocessors} * std::max(per_sm, 1));
+  const int64_t room = kMostWorkspace / int64_t{sizeof(double)} / (job.workspace_doubles + 1);
+  blocks = std::min(
+      {job.x.b, int64_t{device.multiprocessors} * std::max(per_sm, 1), std::max(room, int64_t{1})});
   return status;
 }
 
 /// Calls visit(Shape{}, job without its workspace, blocks).
 template <class Visit>
-cudaError_t with_plan(const MatricesView& x, const SvdView& out, Visit visit) {
+cudaError_t with_plan(const MatricesView& x, const SvdView& out, bool refine, Visit visit) {
   Device device{};
   cudaError_t status = ask_device(device);
   if (status != cudaSuccess) return status;
   const int p = static_cast<int>(std::min(x.m, x.n));
-  const int64_t q = std::max(x.m, x.n);
   return with_shape(p, device.shared_limit, [&](auto shape) {
     using S = decltype(shape);
+    const Job job = svd::job_of(x, out, S::kNear, refine);
     int64_t blocks = 0;
-    const cudaError_t counted = count_blocks<S>(device, x, p, blocks);
-    if (counted != cudaSuccess) return counted;
-    const bool vectors = out.left != nullptr;
-    const Job job{x,
-                  out,
-                  p,
-                  static_cast<int>(q),
-                  static_cast<int>(out.k),
-                  nullptr,
-                  svd::workspace_doubles(p, q, out.k, vectors, S::kNear),
-                  svd::gram_error(p, q)};
-    return visit(shape, job, blocks);
+    const cudaError_t counted = count_blocks<S>(device, job, blocks);
+    return counted == cudaSuccess ? visit(shape, job, blocks) : counted;
   });
 }
 
@@ -133,19 +127,19 @@ int64_t batched_svd_max_side() {
   return p;
 }
 
-int64_t batched_svd_workspace_bytes(const MatricesView& x, const SvdView& out) {
+int64_t batched_svd_workspace_bytes(const MatricesView& x, const SvdView& out, bool refine) {
   int64_t bytes = 0;
-  const cudaError_t status = with_plan(x, out, [&](auto, const Job& job, int64_t blocks) {
+  const cudaError_t status = with_plan(x, out, refine, [&](auto, const Job& job, int64_t blocks) {
     bytes = blocks * job.workspace_doubles * int64_t{sizeof(double)};
     return cudaSuccess;
   });
   return status == cudaSuccess ? bytes : -1;
 }
 
-cudaError_t batched_svd(const MatricesView& x, const SvdView& out, void* workspace,
+cudaError_t batched_svd(const MatricesView& x, const SvdView& out, bool refine, void* workspace,
                         cudaStream_t stream) {
   if (x.b == 0) return cudaSuccess;
-  return with_plan(x, out, [&](auto shape, Job job, int64_t blocks) {
+  return with_plan(x, out, refine, [&](auto shape, Job job, int64_t blocks) {
     using S = decltype(shape);
     job.workspace = static_cast<double*>(workspace);
     const auto bytes = static_cast<size_t>(shared_bytes<S>(job.p));

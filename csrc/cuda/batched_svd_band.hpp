@@ -36,52 +36,37 @@ ANISO_PHASE void join_row(int i, int n, const double* tau, const double* product
 }
 
 /// Qᵀ A Q = band, kBand rows at a time: the update A - V Wᵀ - W Vᵀ of some rows is pending until
-/// the pass that multiplies A by the next reflectors.
+/// the pass that multiplies A by the next reflectors. Each step may be called on an object of its
+/// own, so that it finds its addresses again and has all registers.
 template <int kMost, class Team>
 class BandReduction {
  public:
-  /// band: [width, kColumn] and [width, kBand] of the workspace.
-  ANISO_PHASE BandReduction(const Team& team, const Spectrum& s, double* band)
+  /// At rows first..; band: [width, kColumn] and [width, kBand] of the workspace.
+  ANISO_PHASE BandReduction(const Team& team, const Spectrum& s, double* band, int first)
       : team_(team),
         s_(s),
         width_(whole_blocks(s.n)),
-        v_(s.stage),
-        w_(v_ + kMost * kBand),
-        u_(w_ + kMost * kBand),
-        s_of_u_(u_ + kMost * kBand),
+        first_(first),
+        v_(s.stage + first / kBand % 2 * kMost * kBand),
+        u_(s.stage + (1 - first / kBand % 2) * kMost * kBand),
+        w_(s.stage + 2 * kMost * kBand),
+        s_of_u_(w_ + kMost * kBand),
         small_(s_of_u_ + kBand * kBand),
         rows_(small_ + kBand * kBand),
         band_(band),
         y_(band + width_ * kColumn) {}
 
-  ANISO_PHASE void run() {
+  /// Before the first step.
+  ANISO_PHASE void clear() {
     for (int i = team_.thread(); i < width_ * kColumn; i += team_.threads()) band_[i] = 0.0;
-    team_.sync();
-    for (int first = 0;; first += kBand) {
-      if (first > 0) refresh(first);
-      keep_diagonal(first);
-      if (first + kBand >= width_) break;
-      factor(first);
-      join(first);
-      pass(first + kBand);
-      team_.sync();
-      set_w(first + kBand);
-      double* free = v_;
-      v_ = u_;
-      u_ = free;
-    }
     team_.sync();
   }
 
- private:
-  static constexpr int kChunks = (kMost + Team::kLanes - 1) / Team::kLanes;
-  static constexpr int kOwnRows = kBand / Team::kWarps;
-
-  /// Rows first.. up to date.
-  ANISO_PHASE void refresh(int first) {
-    Strip<kMost, Team> strip(team_, s_.gram, width_, first);
+  /// The rows up to date.
+  ANISO_PHASE void refresh() {
+    Strip<kMost, Team> strip(team_, s_.gram, width_, first_);
     strip.take_factors(v_, w_);
-    for (int column = first + team_.warp() * kPieceColumns; column < width_;
+    for (int column = first_ + team_.warp() * kPieceColumns; column < width_;
          column += Team::kWarps * kPieceColumns) {
       strip.fetch(column);
       strip.next();
@@ -91,21 +76,22 @@ class BandReduction {
     team_.sync();
   }
 
-  ANISO_PHASE void keep_diagonal(int first) {
+  ANISO_PHASE void keep_diagonal() {
     for (int e = team_.thread(); e < kBand * kBand; e += team_.threads()) {
-      const int i = e / kBand, j = e % kBand;
-      if (i >= j) band_[(first + j) * kColumn + i - j] = s_.gram[(first + i) * width_ + first + j];
+      const int i = first_ + e / kBand, j = first_ + e % kBand;
+      if (i >= j) band_[j * kColumn + i - j] = s_.gram[i * width_ + j];
     }
+    team_.sync();
   }
 
-  /// Reflectors of rows first.., to the right of their diagonal block: into u, into the rows
+  /// Reflectors of the rows, to the right of their diagonal block: into u, into the rows
   /// themselves, and what they leave into the band. A warp holds a row.
-  ANISO_PHASE void factor(int first) {
-    const int begin = first + kBand, length = width_ - begin;
+  ANISO_PHASE void factor() {
+    const int begin = first_ + kBand, length = width_ - begin;
     double own[kOwnRows][kChunks];
 #pragma unroll
     for (int q = 0; q < kOwnRows; ++q) {
-      const double* row = s_.gram + (first + team_.warp() + q * Team::kWarps) * width_ + begin;
+      const double* row = s_.gram + (first_ + team_.warp() + q * Team::kWarps) * width_ + begin;
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const int i = c * team_.lanes() + team_.lane();
@@ -117,72 +103,20 @@ class BandReduction {
       double* x = rows_ + j % 2 * width_;
 #pragma unroll
       for (int q = 0; q < kOwnRows; ++q) {
-        if (team_.warp() + q * Team::kWarps == j) reflect(first, j, own[q], x);
+        if (team_.warp() + q * Team::kWarps == j) reflect(j, own[q], x);
       }
       team_.sync();
 #pragma unroll
-      for (int q = 0; q < kOwnRows; ++q) turn(first, j, own[q], team_.warp() + q * Team::kWarps, x);
+      for (int q = 0; q < kOwnRows; ++q) turn(j, own[q], team_.warp() + q * Team::kWarps, x);
     }
     team_.sync();
+    join();
   }
 
-  /// Row j of the panel becomes a reflector x.
-  ANISO_PHASE void reflect(int first, int j, double (&own)[kChunks], double* x) {
-    const int begin = first + kBand, length = width_ - begin;
-    double here = 0.0, rest = 0.0;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      const int i = c * team_.lanes() + team_.lane();
-      if (i == j) here = own[c];
-      if (i > j) rest += own[c] * own[c];
-    }
-    const Reflector h = Reflector::of(team_.warp_sum(here), team_.warp_sum(rest));
-    if (team_.lane() == 0) s_.tau()[first + j] = h.tau;
-    double* column = band_ + (first + j) * kColumn + kBand - j;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      const int i = c * team_.lanes() + team_.lane();
-      if (i >= length) continue;
-      if (i <= j) column[i] = i == j ? h.beta : own[c];
-      own[c] = i < j ? 0.0 : i == j ? 1.0 : own[c] * h.inverse;
-      x[i] = own[c];
-      u_[panel_at<kMost>(begin + i, j)] = own[c];
-      s_.gram[(first + j) * width_ + begin + i] = own[c];
-    }
-  }
-
-  /// Row `row` of the panel after reflector j: later rows are turned, earlier ones, reflectors by
-  /// now, multiplied by it.
-  ANISO_PHASE void turn(int first, int j, double (&own)[kChunks], int row, const double* x) {
-    if (row == j) return;
-    const int length = width_ - first - kBand;
-    double dot = 0.0;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      const int i = c * team_.lanes() + team_.lane();
-      if (i < length) dot += own[c] * x[i];
-    }
-    dot = team_.warp_sum(dot);
-    if (row < j && team_.lane() == 0) small_[row * kBand + j] = dot;
-    if (row < j) return;
-    const double along = s_.tau()[first + j] * dot;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      const int i = c * team_.lanes() + team_.lane();
-      if (i < length) own[c] -= along * x[i];
-    }
-  }
-
-  /// S of H₁ H₂ … = I - U S Uᵀ, upper triangular (Schreiber & Van Loan 1989), by rows.
-  ANISO_PHASE void join(int first) {
-    for (int i = team_.thread(); i < kBand; i += team_.threads()) {
-      join_row(i, kBand, s_.tau() + first, small_, s_of_u_);
-    }
-  }
-
-  /// Rows begin.. of A: their pending update, and y = A u.
-  ANISO_PHASE void pass(int begin) {
-    const bool pending = begin > kBand;
+  /// The rows below: their pending update, and y = A u.
+  ANISO_PHASE void pass() {
+    const int begin = first_ + kBand;
+    const bool pending = first_ > 0;
     for (int row = begin + team_.warp() * kBand; row < width_; row += Team::kWarps * kBand) {
       Strip<kMost, Team> strip(team_, s_.gram, width_, row);
       if (pending) strip.take_factors(v_, w_);
@@ -199,10 +133,12 @@ class BandReduction {
       }
       strip.put_product(y_);
     }
+    team_.sync();
   }
 
   /// W = P - U M / 2 with P = Y S and M = Sᵀ Uᵀ P: the update that u brings is A - U Wᵀ - W Uᵀ.
-  ANISO_PHASE void set_w(int begin) {
+  ANISO_PHASE void set_w() {
+    const int begin = first_ + kBand;
     for (int i = begin + team_.thread(); i < width_; i += team_.threads()) {
       double row[kBand];
 #pragma unroll
@@ -251,10 +187,69 @@ class BandReduction {
     team_.sync();
   }
 
+ private:
+  static constexpr int kChunks = (kMost + Team::kLanes - 1) / Team::kLanes;
+  static constexpr int kOwnRows = kBand / Team::kWarps;
+
+  /// Row j of the panel becomes a reflector x.
+  ANISO_PHASE void reflect(int j, double (&own)[kChunks], double* x) {
+    const int begin = first_ + kBand, length = width_ - begin;
+    double here = 0.0, rest = 0.0;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int i = c * team_.lanes() + team_.lane();
+      if (i == j) here = own[c];
+      if (i > j) rest += own[c] * own[c];
+    }
+    const Reflector h = Reflector::of(team_.warp_sum(here), team_.warp_sum(rest));
+    if (team_.lane() == 0) s_.tau()[first_ + j] = h.tau;
+    double* column = band_ + (first_ + j) * kColumn + kBand - j;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int i = c * team_.lanes() + team_.lane();
+      if (i >= length) continue;
+      if (i <= j) column[i] = i == j ? h.beta : own[c];
+      own[c] = i < j ? 0.0 : i == j ? 1.0 : own[c] * h.inverse;
+      x[i] = own[c];
+      u_[panel_at<kMost>(begin + i, j)] = own[c];
+      s_.gram[(first_ + j) * width_ + begin + i] = own[c];
+    }
+  }
+
+  /// Row `row` of the panel after reflector j: later rows are turned, earlier ones, reflectors by
+  /// now, multiplied by it.
+  ANISO_PHASE void turn(int j, double (&own)[kChunks], int row, const double* x) {
+    if (row == j) return;
+    const int length = width_ - first_ - kBand;
+    double dot = 0.0;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int i = c * team_.lanes() + team_.lane();
+      if (i < length) dot += own[c] * x[i];
+    }
+    dot = team_.warp_sum(dot);
+    if (row < j && team_.lane() == 0) small_[row * kBand + j] = dot;
+    if (row < j) return;
+    const double along = s_.tau()[first_ + j] * dot;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int i = c * team_.lanes() + team_.lane();
+      if (i < length) own[c] -= along * x[i];
+    }
+  }
+
+  /// S of H₁ H₂ … = I - U S Uᵀ, upper triangular (Schreiber & Van Loan 1989), by rows.
+  ANISO_PHASE void join() {
+    for (int i = team_.thread(); i < kBand; i += team_.threads()) {
+      join_row(i, kBand, s_.tau() + first_, small_, s_of_u_);
+    }
+    team_.sync();
+  }
+
   const Team team_;
   const Spectrum s_;
-  const int width_;
-  double *v_, *w_, *u_;              // [kMost, kBand]: the pending update, and the next reflectors
+  const int width_, first_;
+  double *v_, *u_, *w_;              // [kMost, kBand]: the pending update, and the next reflectors
   double *s_of_u_, *small_, *rows_;  // [kBand, kBand] twice, and two rows
   double *band_, *y_;
 };
@@ -438,35 +433,77 @@ struct FirstReflectors {
   }
 };
 
-/// Room of turn_back_panels, in doubles.
+/// Room of PanelsBack, in doubles.
 inline int64_t joined_doubles(int64_t count) { return 2 * kJoined * (kJoined + count); }
 
-/// Vectors of the band into vectors of the matrix: rows [count, n], kJoined reflectors at a time.
+/// Vectors of the band into vectors of the matrix: rows [count, n], kJoined reflectors at a time,
+/// the last first. Each step on an object of its own, as in the reduction.
 template <class Team>
-ANISO_APART void turn_back_panels(const Team& team, const Spectrum& s, int count, double* rows,
-                                  double* room) {
-  const int n = s.n, width = whole_blocks(n), reflectors = width - kBand;
-  double *products = room, *joined = products + kJoined * kJoined;
-  double *along = joined + kJoined * kJoined, *turned = along + count * kJoined;
-  for (int first = (reflectors + kJoined - 1) / kJoined * kJoined - kJoined; first >= 0;
-       first -= kJoined) {
-    const int size = reflectors - first < kJoined ? reflectors - first : kJoined;
-    const int begin = first + kBand, length = n - begin;
-    const FirstReflectors x{s.gram, width, first, begin, true, false};
-    const FirstReflectors columns_of_x{s.gram, width, first, begin, false, true};
-    multiply(team, s.stage, {size, size, length}, false, x, x,
-             [=](int i, int j, double value) { products[i * size + j] = value; });
-    for (int i = team.thread(); i < size; i += team.threads()) {
-      join_row(i, size, s.tau() + first, products, joined);
-    }
-    team.sync();
-    multiply(team, s.stage, {count, size, length}, false, RowsOf{rows + begin, n}, x,
-             [=](int i, int j, double value) { along[i * size + j] = value; });
-    multiply(team, s.stage, {count, size, size}, false, RowsOf{along, size}, RowsOf{joined, size},
-             [=](int i, int j, double value) { turned[i * size + j] = value; });
-    multiply(team, s.stage, {count, length, size}, false, RowsOf{turned, size}, columns_of_x,
-             [=](int i, int j, double value) { rows[i * n + begin + j] -= value; });
+class PanelsBack {
+ public:
+  /// Where the last group begins, or below 0.
+  static ANISO_PHASE int last(int n) {
+    return (whole_blocks(n) - kBand + kJoined - 1) / kJoined * kJoined - kJoined;
   }
-}
+
+  ANISO_PHASE PanelsBack(const Team& team, const Spectrum& s, int count, double* room, int first)
+      : team_(team),
+        s_(s),
+        count_(count),
+        first_(first),
+        size_(whole_blocks(s.n) - kBand - first < kJoined ? whole_blocks(s.n) - kBand - first
+                                                          : kJoined),
+        products_(room),
+        joined_(room + kJoined * kJoined),
+        along_(joined_ + kJoined * kJoined),
+        turned_(along_ + count * kJoined) {}
+
+  /// The group's reflectors as one.
+  ANISO_PHASE void join() const {
+    const int size = size_;
+    double* products = products_;
+    multiply(team_, s_.stage, {size, size, length()}, false, reflectors(), reflectors(),
+             [=](int i, int j, double value) { products[i * size + j] = value; });
+    for (int i = team_.thread(); i < size; i += team_.threads()) {
+      join_row(i, size, s_.tau() + first_, products_, joined_);
+    }
+    team_.sync();
+  }
+
+  ANISO_PHASE void multiply_rows(const double* rows) const {
+    const int size = size_;
+    double* along = along_;
+    multiply(team_, s_.stage, {count_, size, length()}, false, RowsOf{rows + begin(), s_.n},
+             reflectors(), [=](int i, int j, double value) { along[i * size + j] = value; });
+  }
+
+  ANISO_PHASE void multiply_joined() const {
+    const int size = size_;
+    double* turned = turned_;
+    multiply(team_, s_.stage, {count_, size, size}, false, RowsOf{along_, size},
+             RowsOf{joined_, size},
+             [=](int i, int j, double value) { turned[i * size + j] = value; });
+  }
+
+  ANISO_PHASE void subtract(double* rows) const {
+    const int n = s_.n;
+    double* from = rows + begin();
+    const FirstReflectors columns{s_.gram, whole_blocks(n), first_, begin(), false, true};
+    multiply(team_, s_.stage, {count_, length(), size_}, false, RowsOf{turned_, size_}, columns,
+             [=](int i, int j, double value) { from[i * n + j] -= value; });
+  }
+
+ private:
+  ANISO_PHASE int begin() const { return first_ + kBand; }
+  ANISO_PHASE int length() const { return s_.n - begin(); }
+  ANISO_PHASE FirstReflectors reflectors() const {
+    return {s_.gram, whole_blocks(s_.n), first_, begin(), true, false};
+  }
+
+  const Team team_;
+  const Spectrum s_;
+  const int count_, first_, size_;
+  double *products_, *joined_, *along_, *turned_;
+};
 
 }  // namespace aniso::svd

@@ -1,6 +1,5 @@
 #include "cuda/batched_svd_emulated.hpp"
 
-#include <algorithm>
 #include <vector>
 
 #include "common/parallel.hpp"
@@ -10,24 +9,15 @@ namespace aniso::cuda {
 namespace {
 
 template <bool kNear>
-void emulate(const MatricesView& x, const SvdView& out, int threads) {
-  const int p = static_cast<int>(std::min(x.m, x.n));
-  const int64_t q = std::max(x.m, x.n);
-  const int64_t far = svd::workspace_doubles(p, q, out.k, out.left != nullptr, kNear);
+void emulate(const MatricesView& x, const SvdView& out, bool refine, int threads) {
+  svd::Job job = svd::job_of(x, out, kNear, refine);
   // A value that is read before it is written shows as not-a-number.
-  std::vector<double> workspace(far, std::nan("")),
-      own(svd::own_doubles(svd::kMostOrder, p, svd::HostTeam::kWarps, kNear), std::nan(""));
+  std::vector<double> workspace(job.workspace_doubles, std::nan("")),
+      own(svd::own_doubles(svd::kMostOrder, job.p, svd::HostTeam::kWarps, kNear), std::nan(""));
+  job.workspace = workspace.data();
   std::vector<double> exchange(svd::kSlots * svd::HostTeam::kWarps), lanes(threads);
   std::vector<Team> warps(svd::HostTeam::kWarps, Team{threads / svd::HostTeam::kWarps});
   svd::HostShared shared{Team{threads}, warps.data(), exchange.data(), lanes.data(), own.data()};
-  const svd::Job job{x,
-                     out,
-                     p,
-                     static_cast<int>(q),
-                     static_cast<int>(out.k),
-                     workspace.data(),
-                     far,
-                     svd::gram_error(p, q)};
   parallel_parts(threads, threads, [&](int part, int64_t, int64_t) {
     const svd::HostTeam team{&shared, part, threads};
     svd::Factorization<svd::kMostOrder, kNear, svd::HostTeam> matrix(team, job, 0);
@@ -37,8 +27,9 @@ void emulate(const MatricesView& x, const SvdView& out, int threads) {
 
 }  // namespace
 
-void batched_svd_emulated(const MatricesView& x, const SvdView& out, int threads, bool near) {
-  near ? emulate<true>(x, out, threads) : emulate<false>(x, out, threads);
+void batched_svd_emulated(const MatricesView& x, const SvdView& out, bool refine, int threads,
+                          bool near) {
+  near ? emulate<true>(x, out, refine, threads) : emulate<false>(x, out, refine, threads);
 }
 
 }  // namespace aniso::cuda

@@ -1,121 +1,20 @@
 // One matrix of batched_svd by one team, its short side as rows: A = p × q, p <= q. Eigenvalues of
 // the rows' Gram matrix and, where vectors are asked, its eigenvectors Z; the rows of B = Z A are
-// then σᵢ vᵢ. Matrices that this leaves in doubt (small values, values that are not told apart) are
-// marked SVD_FAILED: the caller takes another solver.
+// then σᵢ vᵢ. Matrices that this leaves in doubt are marked SVD_FAILED: a second run refines those
+// with small values; where values are not told apart the caller takes another solver.
 #pragma once
 
-#include <algorithm>
-
-#include "common/matrices_view.hpp"
-#include "cuda/batched_svd_band.hpp"
+#include "cuda/batched_svd_job.hpp"
 
 namespace aniso::svd {
 
-constexpr double kUnit = 0x1p-53;
-/// Values below this share of the largest are left to the caller: the Gram matrix leaves them
-/// 1e-10 or more of the largest in doubt.
+/// Values below this share of the largest are refined: the Gram matrix leaves them 1e-10 or more of
+/// the largest in doubt.
 constexpr double kRefineBelow = 4e-6;
+/// ... and so are their neighbours up to this share, from which they must be told apart.
+constexpr double kTailBelow = 1e-4;
 /// Rows of B shorter than this share of ‖A‖_F are what rounding left.
 constexpr double kNoise = 1e-15;
-constexpr int kProbes = 8;
-
-/// All matrices of one call.
-struct Job {
-  MatricesView x;
-  SvdView out;
-  int p, q, k;
-  double* workspace;          ///< [teams, workspace_doubles]
-  int64_t workspace_doubles;  ///< per team
-  double gram_error;          ///< ‖error‖_F of a Gram matrix and of its eigenvalues, over ‖A‖_F²
-};
-
-/// Rounding errors of a sum of length n grow as √n with a probability beyond doubt (Higham & Mary
-/// 2019).
-inline double gram_error(int64_t p, int64_t q) {
-  return kUnit *
-         (8.0 * std::sqrt(static_cast<double>(q)) + 24.0 * std::sqrt(static_cast<double>(p)));
-}
-
-inline int64_t vector_doubles(int64_t p, int64_t q, int64_t k) {
-  const int64_t products = k * q > 2 * p * k ? k * q : 2 * p * k;
-  return 2 * p * k + products + p * kGroup + kProbes * (q + 3 * p);
-}
-
-/// Doubles of workspace per team, an even number.
-inline int64_t workspace_doubles(int p, int64_t q, int64_t k, bool vectors, bool near) {
-  const int64_t width = whole_blocks(p);
-  const int64_t far = near ? 0 : width * width + band_doubles(p);
-  const int64_t back = near ? 0 : int64_t{p} * p + joined_doubles(k);
-  const int64_t total = far + (vectors ? back + vector_doubles(p, q, k) : 0);
-  return total + total % 2;
-}
-
-/// Doubles of the spectrum's vectors; what follows them starts at 16 bytes.
-ANISO_ANYWHERE inline int spectrum_doubles(int p) { return 5 * p + p % 2; }
-
-/// Doubles of the team's own memory, beside its exchange.
-inline int64_t own_doubles(int most, int p, int warps, bool near) {
-  int64_t rest = near ? kStage + int64_t{p} * p : kStage;
-  if (!near) rest = std::max({rest, panel_doubles(most, p), chase_doubles(p, warps)});
-  return spectrum_doubles(p) + rest;
-}
-
-ANISO_PHASE float of_bits(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, sizeof(x));
-  return x;
-}
-
-/// A half-precision number from its bits; 2^112 takes an exponent from one format to the other.
-ANISO_PHASE float of_half(uint16_t bits) {
-  const uint32_t sign = uint32_t{bits & 0x8000u} << 16, rest = uint32_t{bits & 0x7fffu} << 13;
-  const bool finite = (bits & 0x7c00u) != 0x7c00u;
-  return finite ? of_bits(sign | rest) * 0x1p112f : of_bits(sign | rest | 0x7f800000u);
-}
-
-/// The matrix at hand, not of float64.
-struct Entries {
-  const char* data;
-  DType dtype;
-  int64_t outer, inner;  ///< strides of rows of A, and along them
-
-  ANISO_PHASE float operator()(int i, int k) const {
-    const int64_t at = i * outer + k * inner;
-    switch (dtype) {
-      case DType::f32:
-        return reinterpret_cast<const float*>(data)[at];
-      case DType::f16:
-        return of_half(reinterpret_cast<const uint16_t*>(data)[at]);
-      case DType::bf16:
-        return of_bits(uint32_t{reinterpret_cast<const uint16_t*>(data)[at]} << 16);
-      case DType::f64:
-        break;
-    }
-    return 0.0f;
-  }
-};
-
-/// Rows of A as a factor (i, k).
-struct RowsOfA {
-  Entries a;
-  bool deep;
-  ANISO_PHASE float operator()(int i, int k) const { return a(i, k); }
-};
-/// Columns of A as a factor (j, k).
-struct ColumnsOfA {
-  Entries a;
-  bool deep;
-  ANISO_PHASE float operator()(int j, int k) const { return a(k, j); }
-};
-
-/// Sign c of probe j: a hash of j, so that every run takes the same.
-ANISO_PHASE double probe_sign(int j, int c) {
-  uint64_t state = static_cast<uint64_t>(j) * 0x9e3779b97f4a7c15u + 0x632be59bd9b4e019u;
-  state = (state ^ (state >> 30)) * 0xbf58476d1ce4e5b9u;
-  state = (state ^ (state >> 27)) * 0x94d049bb133111ebu;
-  state ^= state >> 31;
-  return (state >> c & 1) != 0 ? 1.0 : -1.0;
-}
 
 /// Factorises matrices of orders up to kMost with one team; every method is called by all of it.
 /// kNear: the Gram matrix lies with the stage, not in the workspace, and is reduced in one stage.
@@ -138,32 +37,49 @@ class Factorization {
     a_ = {static_cast<const char*>(job_.x.data) + index * job_.x.batch_stride * size, job_.x.dtype,
           wide_ ? job_.x.row_stride : job_.x.column_stride,
           wide_ ? job_.x.column_stride : job_.x.row_stride};
+    n_ = p_;
+    count_ = k_;
+    method_ = SVD_GRAM;
     if (!accumulate()) return mark(SVD_NOT_FINITE);
-    reduce();
-    spread_ = split(team_, spectrum());
-    Bisection<Team>(team_, spectrum()).run(k_);
-    const bool vectors = job_.out.left != nullptr;
-    if (spectrum().values()[k_ - 1] < kRefineBelow * kRefineBelow * spectrum().values()[0])
-      return mark(SVD_FAILED);
-    if (!vectors) return write_values();
-    if (!(spectrum().values()[0] > 0.0) || !find_vectors()) return mark(SVD_FAILED);
-    measure();
-    check();
-    write_vectors();
-    mark(SVD_GRAM);
+    find_values();
+    if (job_.refine) return mark(refine() ? finish() : SVD_FAILED);
+    if (heads() < n_) return mark(SVD_FAILED);
+    if (job_.out.left == nullptr) return write_values();
+    if (!(spectrum().values()[0] > 0.0) || !find_vectors(z(), p_)) return mark(SVD_FAILED);
+    set_rows();
+    mark(finish());
   }
 
  private:
   /// Found again by every phase: that its memory is the team's must be plain to the compiler.
   ANISO_PHASE Spectrum spectrum() const {
     double* stage = team_.memory() + spectrum_doubles(p_);
-    return {p_, kNear ? stage + kStage : far_, team_.memory(), stage};
+    return {n_, kNear ? stage + kStage : far_, team_.memory(), stage};
   }
 
   // ---- the Gram matrix ----
 
   /// Rows of the Gram matrix as stored.
-  ANISO_PHASE int width() const { return kNear ? p_ : whole_blocks(p_); }
+  ANISO_PHASE int width() const { return kNear ? n_ : whole_blocks(n_); }
+
+  ANISO_APART void find_values() {
+    reduce();
+    bisect();
+  }
+  ANISO_APART void bisect() {
+    spread_ = split(team_, spectrum());
+    Bisection<Team>(team_, spectrum()).run(count_);
+  }
+
+  /// How many of the values found are told apart from rounding and from those that are not; all
+  /// where none is so small.
+  ANISO_PHASE int heads() const {
+    const double *values = spectrum().values(), largest = values[0];
+    if (!(values[count_ - 1] < kRefineBelow * kRefineBelow * largest)) return n_;
+    int heads = 0;
+    while (values[heads] >= kTailBelow * kTailBelow * largest) ++heads;
+    return heads;
+  }
 
   ANISO_PHASE void reduce() {
     if constexpr (kNear) {
@@ -174,18 +90,52 @@ class Factorization {
     }
   }
   ANISO_APART void reduce_at_once() { Reduction<Team>(team_, spectrum()).run(); }
-  ANISO_APART void reduce_to_band() { BandReduction<kMost, Team>(team_, spectrum(), band()).run(); }
+
+  ANISO_APART void reduce_to_band() const {
+    for (int first = 0;; first += kBand) {
+      open_rows(first);
+      if (first + kBand >= width()) return;
+      factor_rows(first);
+      multiply_rows(first);
+      settle_rows(first);
+    }
+  }
+  ANISO_PHASE BandReduction<kMost, Team> rows_from(int first) const {
+    return {team_, spectrum(), band(), first};
+  }
+  ANISO_APART void open_rows(int first) const {
+    auto rows = rows_from(first);
+    first == 0 ? rows.clear() : rows.refresh();
+    rows.keep_diagonal();
+  }
+  ANISO_APART void factor_rows(int first) const { rows_from(first).factor(); }
+  ANISO_APART void multiply_rows(int first) const { rows_from(first).pass(); }
+  ANISO_APART void settle_rows(int first) const { rows_from(first).set_w(); }
+
   ANISO_APART void chase_bulges() {
-    double* kept = job_.out.left != nullptr ? chased() : nullptr;
+    double* kept = job_.out.left != nullptr || job_.refine ? chased() : nullptr;
     BulgeChase<Team>(team_, spectrum(), band(), kept).run();
   }
 
-  /// A Aᵀ brought to a trace of about 1 by a power of two; false where it is not finite. Products
-  /// of single precision neither overflow nor vanish in float64.
+  /// A Aᵀ brought to a trace of about 1; false where it is not finite. Products of single precision
+  /// neither overflow nor vanish in float64.
   ANISO_APART bool accumulate() {
-    const RowsOfA rows{a_, a_.inner == 1};
+    const double trace = set_gram(RowsOfA{a_, a_.inner == 1}, exponent_);
+    norm_ = sqrt(scalbn(trace, -2 * exponent_));
+    return trace <= DBL_MAX;
+  }
+
+  /// ... and of rows first.. of B; its trace before.
+  ANISO_APART double accumulate_tail(int first) const {
+    int exponent = 0;
+    return set_gram(RowsOf{b() + first * q_, q_}, exponent);
+  }
+
+  /// The Gram matrix of n_ rows over 4^exponent, which brings it to a trace of about 1; its trace.
+  template <class Rows>
+  ANISO_PHASE double set_gram(const Rows& rows, int& exponent) const {
     double* gram = spectrum().gram;
-    const int n = p_, stride = width();
+    const int n = n_, stride = width();
     for (int e = team_.thread(); stride > n && e < stride * stride; e += team_.threads()) {
       if (e / stride >= n || e % stride >= n) gram[e] = 0.0;
     }
@@ -196,53 +146,188 @@ class Factorization {
     double trace = 0.0;
     for (int i = team_.thread(); i < n; i += team_.threads()) trace += gram[i * stride + i];
     trace = team_.sum(trace);
-    if (!(trace <= DBL_MAX)) return false;
-    exponent_ = trace > 0.0 ? (ilogb(trace) + 2) >> 1 : 0;
-    norm_ = sqrt(scalbn(trace, -2 * exponent_));
-    const double down = scalbn(1.0, -2 * exponent_);
+    exponent = trace > 0.0 && trace <= DBL_MAX ? (ilogb(trace) + 2) >> 1 : 0;
+    const double down = scalbn(1.0, -2 * exponent);
     for (int i = team_.thread(); i < stride * stride; i += team_.threads()) gram[i] *= down;
     team_.sync();
-    return true;
+    return trace;
   }
 
   // ---- vectors ----
 
-  /// Z, and B = Z A in the scale of the Gram matrix; false where vectors are not
-  /// told apart.
-  ANISO_APART bool find_vectors() {
-    const int n = p_, q = q_;
-    twist(team_, spectrum(), k_, spread_, columns(), b(), b() + int64_t{n} * k_);
-    if (!Separation<Team>(team_, spectrum(), k_, columns(), separated()).run(spread_)) return false;
-    turn_back_vectors();
-    const double down = scalbn(1.0, -exponent_);
-    double* out = b();
-    multiply(team_, spectrum().stage, {k_, q, n}, false, RowsOf{z(), n},
-             ColumnsOfA{a_, a_.inner != 1},
-             [=](int j, int c, double value) { out[int64_t{j} * q + c] = value * down; });
+  /// Vectors of the values found, [count_, n_]; false where they are not told apart. Those from
+  /// `any` on need only be orthogonal.
+  ANISO_APART bool find_vectors(double* rows, int any) {
+    double* room = job_.refine ? product() : b();
+    twist(team_, spectrum(), count_, spread_, columns(), room, room + int64_t{n_} * count_);
+    Separation<Team> separation(team_, spectrum(), count_, columns(), separated());
+    if (!separation.run(spread_, any)) return false;
+    turn_back_vectors(rows);
     return true;
   }
 
-  ANISO_APART void turn_back_vectors() {
+  /// B = Z A in the scale of the Gram matrix.
+  ANISO_APART void set_rows() {
+    const int q = q_;
+    const double down = scalbn(1.0, -exponent_);
+    double* out = b();
+    multiply(team_, spectrum().stage, {k_, q, p_}, false, RowsOf{z(), p_},
+             ColumnsOfA{a_, a_.inner != 1},
+             [=](int j, int c, double value) { out[int64_t{j} * q + c] = value * down; });
+  }
+
+  ANISO_APART void turn_back_vectors(double* rows) {
     if constexpr (kNear) {
-      turn_back<kMost>(team_, spectrum(), k_, columns(), z());
+      turn_back<kMost>(team_, spectrum(), count_, columns(), rows);
     } else {
-      turn_back_bulges(team_, p_, k_, chased(), columns());
-      for (int64_t at = team_.thread(); at < int64_t{p_} * k_; at += team_.threads()) {
-        const int i = static_cast<int>(at / k_), j = static_cast<int>(at % k_);
-        z()[j * p_ + i] = columns()[at];
+      turn_back_bulges(team_, n_, count_, chased(), columns());
+      for (int at = team_.thread(); at < n_ * count_; at += team_.threads()) {
+        rows[at % count_ * n_ + at / count_] = columns()[at];
       }
       team_.sync();
-      turn_back_panels(team_, spectrum(), k_, z(), joined());
+      for (int first = PanelsBack<Team>::last(n_); first >= 0; first -= kJoined) {
+        join_panels(first);
+        multiply_panels(first, rows);
+        subtract_panels(first, rows);
+      }
     }
+  }
+
+  ANISO_PHASE PanelsBack<Team> panels(int first) const {
+    return {team_, spectrum(), count_, joined(), first};
+  }
+  ANISO_APART void join_panels(int first) const { panels(first).join(); }
+  ANISO_APART void multiply_panels(int first, const double* rows) const {
+    panels(first).multiply_rows(rows);
+    panels(first).multiply_joined();
+  }
+  ANISO_APART void subtract_panels(int first, double* rows) const { panels(first).subtract(rows); }
+
+  // ---- small values ----
+
+  /// Rows whose values the Gram matrix leaves in doubt, cleared of the rows before, have a Gram
+  /// matrix of their own that tells them apart; and so on, until nothing small is left. Z, B and
+  /// what is kept of B's rows; false where vectors are not told apart.
+  ANISO_APART bool refine() {
+    if (!find_vectors(z(), heads())) return false;
+    set_rows();
+    keep(0, job_.gram_error * norm_ * norm_, 0.0);
+    double removed = 0.0;
+    for (int first = heads(); first < p_; first += heads()) {
+      team_.sync();  // the team has one n_ and one count_, which heads() reads
+      method_ = SVD_REFINED;
+      n_ = count_ = p_ - first;
+      removed += clear_of(first) + turn_error() * norm_;
+      const double total = accumulate_tail(first);
+      if (sqrt(total) <= kNoise * norm_) {
+        keep(first, total, removed);
+        break;
+      }
+      find_values();
+      if (!find_vectors(turn(), heads())) return false;
+      turn_rows(b() + first * q_, q_);
+      turn_rows(z() + first * p_, p_);
+      keep(first, job_.gram_error * total, removed);
+    }
+    return true;
+  }
+
+  /// ‖error‖_F of orthogonal transformations of A, over ‖A‖_F.
+  ANISO_PHASE double turn_error() const { return 24.0 * kUnit * sqrt(static_cast<double>(p_)); }
+
+  /// Norms of rows first.. of B, and how far their squares and they themselves may be off.
+  ANISO_APART void keep(int first, double square_error, double error) const {
+    for (int j = first + team_.warp(); j < p_; j += Team::kWarps) {
+      const double square = square_of_row(j);
+      if (team_.lane() != 0) continue;
+      kept()[j] = sqrt(square);
+      kept()[p_ + j] = square_error;
+      kept()[2 * p_ + j] = error;
+    }
+    team_.sync();
+  }
+
+  /// Takes from rows first.. of B their parts along the rows before; returns the norm of those.
+  ANISO_APART double clear_of(int first) const {
+    const int q = q_;
+    double removed = 0.0, *parts = turn(), *tail = b() + first * q;
+    const double* norms = kept();
+    for (int again = 0; again < 2; ++again) {
+      multiply(team_, spectrum().stage, {n_, first, q}, false, RowsOf{tail, q}, RowsOf{b(), q},
+               [=](int i, int j, double value) {
+                 parts[i * first + j] = norms[j] > 0.0 ? value / (norms[j] * norms[j]) : 0.0;
+               });
+      for (int e = team_.thread(); again == 0 && e < n_ * first; e += team_.threads()) {
+        const double along = parts[e] * norms[e % first];
+        removed += along * along;
+      }
+      multiply(team_, spectrum().stage, {n_, q, first}, false, RowsOf{parts, first},
+               ColumnsOf{b(), q}, [=](int i, int c, double value) { tail[i * q + c] -= value; });
+    }
+    return sqrt(team_.sum(removed));
+  }
+
+  /// rows ← turn() rows, [n_, length].
+  ANISO_APART void turn_rows(double* rows, int length) const {
+    double* turned = product();
+    multiply(team_, spectrum().stage, {n_, length, n_}, false, RowsOf{turn(), n_},
+             ColumnsOf{rows, length},
+             [=](int i, int c, double value) { turned[i * length + c] = value; });
+    for (int e = team_.thread(); e < n_ * length; e += team_.threads()) rows[e] = turned[e];
+    team_.sync();
+  }
+
+  /// Rows of B of which only rounding errors are left become orthogonal to the rows before; where
+  /// nothing is left by that, any such direction will do.
+  ANISO_APART void complete() const {
+    for (int j = 0; j < returned(); ++j) {
+      const double norm = norms()[order()[j]];
+      if (norm > kNoise * norm_) continue;
+      if (!(norm > 0.0) || !(clear_row(j) >= kLeftOver)) {
+        double* row = b() + order()[j] * q_;
+        for (int c = team_.thread(); c < q_; c += team_.threads()) {
+          row[c] = scattered_entry(static_cast<uint64_t>(j) * q_ + c);
+        }
+        team_.sync();
+        clear_row(j);
+        clear_row(j);
+      }
+      clear_row(j);
+    }
+  }
+
+  /// Row j of B, in order, without its parts along the rows before it, brought to length 1; what
+  /// was left of it.
+  ANISO_PHASE double clear_row(int j) const {
+    double *row = b() + order()[j] * q_, *along = spectrum().stage + 3 * k_;
+    for (int i = team_.warp(); i < j; i += Team::kWarps) {
+      const double* other = b_row(order()[i]);
+      double sum = 0.0;
+      for (int c = team_.lane(); c < q_; c += team_.lanes()) sum += row[c] * other[c];
+      sum = team_.warp_sum(sum);
+      if (team_.lane() == 0) along[i] = sum;
+    }
+    team_.sync();
+    double squares = 0.0;
+    for (int c = team_.thread(); c < q_; c += team_.threads()) {
+      double entry = row[c];
+      for (int i = 0; i < j; ++i) entry -= along[i] * b_row(order()[i])[c];
+      row[c] = entry;
+      squares += entry * entry;
+    }
+    const double left = sqrt(team_.sum(squares));
+    for (int c = team_.thread(); c < q_; c += team_.threads()) row[c] /= left;
+    team_.sync();
+    return left;
   }
 
   // The workspace: addresses are cheaper to find again than to keep in registers.
 
   /// The Gram matrix where it is not near, then the band.
-  ANISO_PHASE double* band() const { return far_ + width() * width(); }
+  ANISO_PHASE double* band() const { return far_ + whole_blocks(p_) * whole_blocks(p_); }
   /// Vectors of T, [p, k].
   ANISO_PHASE double* columns() const {
-    return kNear ? far_ : band() + width() * (kColumn + kBand);
+    return kNear ? far_ : band() + whole_blocks(p_) * (kColumn + kBand);
   }
   /// Z, [k, p].
   ANISO_PHASE double* z() const { return columns() + p_ * k_; }
@@ -256,7 +341,14 @@ class Factorization {
   ANISO_PHASE double* images() const { return across() + kProbes * p_; }
   /// Reflectors of the second stage, [p, p], and room for those of the first.
   ANISO_PHASE double* chased() const { return images() + kProbes * p_; }
-  ANISO_PHASE double* joined() const { return chased() + int64_t{p_} * p_; }
+  ANISO_PHASE double* joined() const { return chased() + p_ * p_; }
+  // Where small values are refined: vectors of the tail [p, p], room for a product [p, q] or two
+  // matrices [p, p], and what is kept of B's rows [3, p].
+  ANISO_PHASE double* turn() const {
+    return kNear ? chased() : joined() + 2 * kJoined * (kJoined + k_);
+  }
+  ANISO_PHASE double* product() const { return turn() + p_ * p_; }
+  ANISO_PHASE double* kept() const { return product() + p_ * (q_ > 2 * p_ ? q_ : 2 * p_); }
 
   // The stage, from here on: norms, their descending order, and the signs of vectors.
   ANISO_PHASE double* norms() const { return spectrum().stage; }
@@ -264,15 +356,30 @@ class Factorization {
   ANISO_PHASE int* order() const { return reinterpret_cast<int*>(spectrum().stage + 2 * k_); }
 
   ANISO_PHASE const double* b_row(int j) const { return b() + int64_t{j} * q_; }
-  ANISO_PHASE const double* z_row(int j) const { return z() + int64_t{j} * p_; }
+  ANISO_PHASE double square_of_row(int j) const {
+    double square = 0.0;
+    for (int c = team_.lane(); c < q_; c += team_.lanes()) square += b_row(j)[c] * b_row(j)[c];
+    return team_.warp_sum(square);
+  }
+  ANISO_PHASE int returned() const { return static_cast<int>(job_.out.k); }
+
+  /// Writes what is found in Z and B.
+  ANISO_APART SvdMethod finish() {
+    measure();
+    if (job_.out.left == nullptr) {
+      leave_checks();
+      return method_;
+    }
+    if (job_.refine) complete();
+    check();
+    write_vectors();
+    return method_;
+  }
 
   /// Norms of B's rows, which are the singular values; their order; bounds; B's rows to length 1.
-  ANISO_PHASE void measure() {
+  ANISO_APART void measure() {
     for (int j = team_.warp(); j < k_; j += Team::kWarps) {
-      double square = 0.0;
-      for (int c = team_.lane(); c < q_; c += team_.lanes()) square += b_row(j)[c] * b_row(j)[c];
-      square = team_.warp_sum(square);
-      const double norm = sqrt(square), inverse = norm > 0.0 ? 1.0 / norm : 0.0;
+      const double norm = sqrt(square_of_row(j)), inverse = norm > 0.0 ? 1.0 / norm : 0.0;
       for (int c = team_.lane(); c < q_; c += team_.lanes()) b()[int64_t{j} * q_ + c] *= inverse;
       if (team_.lane() == 0) norms()[j] = norm;
     }
@@ -283,7 +390,9 @@ class Factorization {
         rank += norms()[i] > norms()[j] || (norms()[i] == norms()[j] && i < j);
       }
       order()[rank] = j;
-      write(rank, norms()[j]);
+      if (rank >= returned()) continue;
+      job_.refine ? write(rank, norms()[j], kept()[p_ + j], kept()[2 * p_ + j])
+                  : write(rank, norms()[j], job_.gram_error * norm_ * norm_, 0.0);
     }
     team_.sync();
   }
@@ -292,29 +401,30 @@ class Factorization {
 
   ANISO_APART void check() {
     combine(b(), q_, false, along());
-    images_of(RowsOf{b(), q_}, k_, q_, along());
+    images_of(ChosenRows{b(), q_, order()}, returned(), q_, along());
     const double defect_long = defect();
     // ω S Z - ω Vᵀ Aᵀ
     combine(z(), p_, true, across());
     images_of(RowsOfA{a_, true}, p_, q_, along());
     const double residual = distance(scalbn(1.0, -exponent_));
     combine(z(), p_, false, across());
-    images_of(RowsOf{z(), p_}, k_, p_, across());
+    images_of(ChosenRows{z(), p_, order()}, returned(), p_, across());
     const double defect_short = defect();
     if (team_.thread() != 0) return;
     const double larger = fmax(defect_long, defect_short);
-    job_.out.checks[index_] = sqrt(residual / kProbes) / norm_;
+    job_.out.checks[index_] = sqrt(residual / kProbes) / (norm_ > 0.0 ? norm_ : 1.0);
     job_.out.checks[job_.x.b + index_] = sqrt(larger / kProbes);
   }
 
-  /// out [kProbes, length] = Σ_j ω_j (σ_j) rows_j.
+  /// out [kProbes, length] = Σ_j ω_j (σ_j) rows_j over the rows returned.
   ANISO_PHASE void combine(const double* rows, int length, bool weighted, double* out) const {
 #pragma unroll 1
     for (int c = team_.thread(); c < length; c += team_.threads()) {
       double sums[kProbes] = {};
 #pragma unroll 1
-      for (int j = 0; j < k_; ++j) {
-        const double entry = rows[int64_t{j} * length + c] * (weighted ? norms()[j] : 1.0);
+      for (int j = 0; j < returned(); ++j) {
+        const int row = order()[j];
+        const double entry = rows[int64_t{row} * length + c] * (weighted ? norms()[row] : 1.0);
 #pragma unroll
         for (int probe = 0; probe < kProbes; ++probe) sums[probe] += entry * probe_sign(j, probe);
       }
@@ -350,8 +460,8 @@ class Factorization {
   /// Σ over probes of ‖images - ω‖².
   ANISO_PHASE double defect() const {
     double total = 0.0;
-    for (int i = team_.thread(); i < kProbes * k_; i += team_.threads()) {
-      const double rest = images()[i] - probe_sign(i % k_, i / k_);
+    for (int i = team_.thread(); i < kProbes * returned(); i += team_.threads()) {
+      const double rest = images()[i] - probe_sign(i % returned(), i / returned());
       total += rest * rest;
     }
     return team_.sum(total);
@@ -369,23 +479,29 @@ class Factorization {
 
   // ---- results ----
 
-  ANISO_PHASE void write(int j, double sigma) const {
-    const double error = job_.gram_error * norm_ * norm_, square = sigma * sigma;
-    const int64_t at = index_ * k_ + j;
-    const double low = square > error ? sqrt(square - error) : 0.0;
+  /// Value j, whose square is off by up to square_error, and then by error.
+  ANISO_PHASE void write(int j, double sigma, double square_error, double error) const {
+    const double square = sigma * sigma;
+    const int64_t at = index_ * returned() + j;
+    const double low = square > square_error ? sqrt(square - square_error) - error : 0.0;
     job_.out.values[at] = scalbn(sigma, exponent_);
-    job_.out.bounds[at] = scalbn(low, exponent_);
-    job_.out.bounds[job_.x.b * k_ + at] = scalbn(sqrt(square + error), exponent_);
+    job_.out.bounds[at] = scalbn(low > 0.0 ? low : 0.0, exponent_);
+    job_.out.bounds[job_.x.b * returned() + at] =
+        scalbn(sqrt(square + square_error) + error, exponent_);
   }
 
-  ANISO_PHASE void write_values() const {
+  ANISO_APART void write_values() const {
     for (int j = team_.thread(); j < k_; j += team_.threads()) {
-      write(j, sqrt(spectrum().values()[j] > 0.0 ? spectrum().values()[j] : 0.0));
+      write(j, sqrt(spectrum().values()[j] > 0.0 ? spectrum().values()[j] : 0.0),
+            job_.gram_error * norm_ * norm_, 0.0);
     }
-    if (team_.thread() == 0) {
-      job_.out.checks[index_] = job_.out.checks[job_.x.b + index_] = nan("");
-    }
+    leave_checks();
     mark(SVD_GRAM);
+  }
+
+  ANISO_PHASE void leave_checks() const {
+    if (team_.thread() != 0) return;
+    job_.out.checks[index_] = job_.out.checks[job_.x.b + index_] = nan("");
   }
 
   /// The last word on a matrix; its memory is free for the next.
@@ -397,21 +513,23 @@ class Factorization {
 
   ANISO_PHASE void refuse() const {
     const SvdView& out = job_.out;
-    for (int j = team_.thread(); j < k_; j += team_.threads()) {
-      const int64_t at = index_ * k_ + j;
-      out.values[at] = out.bounds[at] = out.bounds[job_.x.b * k_ + at] = nan("");
+    const int64_t k = out.k;
+    for (int64_t j = team_.thread(); j < k; j += team_.threads()) {
+      const int64_t at = index_ * k + j;
+      out.values[at] = out.bounds[at] = out.bounds[job_.x.b * k + at] = nan("");
     }
-    if (team_.thread() == 0) out.checks[index_] = out.checks[job_.x.b + index_] = nan("");
+    leave_checks();
     if (out.left == nullptr) return;
-    for (int64_t i = team_.thread(); i < job_.x.m * k_; i += team_.threads()) put_left(i, 0.0);
-    for (int64_t i = team_.thread(); i < job_.x.n * k_; i += team_.threads()) put_right(i, 0.0);
+    for (int64_t i = team_.thread(); i < job_.x.m * k; i += team_.threads()) put_left(i, 0.0);
+    for (int64_t i = team_.thread(); i < job_.x.n * k; i += team_.threads()) put_right(i, 0.0);
   }
 
   /// The vectors as written: the sign makes the largest entry of the right one positive.
-  ANISO_PHASE void write_vectors() const {
+  ANISO_APART void write_vectors() const {
     const int m = static_cast<int>(job_.x.m), n = static_cast<int>(job_.x.n);
     const double *left = wide_ ? z() : b(), *right = wide_ ? b() : z();
-    for (int j = team_.warp(); j < k_; j += Team::kWarps) {
+    const int k = returned();
+    for (int j = team_.warp(); j < k; j += Team::kWarps) {
       const double* row = right + int64_t{order()[j]} * n;
       const double sign = sign_of(row, n);
       if (team_.lane() == 0) signs()[j] = sign;
@@ -420,8 +538,8 @@ class Factorization {
       }
     }
     team_.sync();
-    for (int64_t at = team_.thread(); at < int64_t{m} * k_; at += team_.threads()) {
-      const int i = static_cast<int>(at / k_), j = static_cast<int>(at % k_);
+    for (int64_t at = team_.thread(); at < int64_t{m} * k; at += team_.threads()) {
+      const int i = static_cast<int>(at / k), j = static_cast<int>(at % k);
       put_left(at, signs()[j] * left[int64_t{order()[j]} * m + i]);
     }
   }
@@ -437,10 +555,12 @@ class Factorization {
   }
 
   ANISO_PHASE void put_left(int64_t at, double value) const {
-    static_cast<float*>(job_.out.left)[index_ * job_.x.m * k_ + at] = static_cast<float>(value);
+    static_cast<float*>(job_.out.left)[index_ * job_.x.m * returned() + at] =
+        static_cast<float>(value);
   }
   ANISO_PHASE void put_right(int64_t at, double value) const {
-    static_cast<float*>(job_.out.right)[index_ * job_.x.n * k_ + at] = static_cast<float>(value);
+    static_cast<float*>(job_.out.right)[index_ * job_.x.n * returned() + at] =
+        static_cast<float>(value);
   }
 
   const Team team_;
@@ -451,6 +571,8 @@ class Factorization {
   Entries a_{};
   int64_t index_ = 0;
   int exponent_ = 0;
+  int n_ = 0, count_ = 0;  // the order of the spectrum at hand, and how many vectors it has
+  SvdMethod method_ = SVD_GRAM;
   double norm_ = 0.0, spread_ = 0.0;
 };
 

@@ -25,6 +25,14 @@ struct RowsOf {
   ANISO_PHASE double operator()(int i, int k) const { return data[i * stride + k]; }
 };
 
+/// Columns of a matrix in memory as a factor.
+struct ColumnsOf {
+  const double* data;
+  int stride;
+  static constexpr bool deep = false;
+  ANISO_PHASE double operator()(int j, int k) const { return data[k * stride + j]; }
+};
+
 /// How a warp shares in a tile: one row of pieces, and as many columns as are left.
 template <class Team>
 struct Share {

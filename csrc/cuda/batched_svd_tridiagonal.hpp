@@ -59,7 +59,8 @@ struct Reflector {
 
   /// Of the row (…, alpha) whose other entries have this sum of squares.
   static ANISO_PHASE Reflector of(double alpha, double rest) {
-    if (rest == 0.0) return {0.0, 0.0, alpha};
+    // Squares that small have lost their digits, and their roots are nothing beside the whole.
+    if (rest < 0x1p-900) return {0.0, 0.0, alpha};
     const double length = sqrt(alpha * alpha + rest);
     const double beta = alpha > 0.0 ? -length : length;
     return {(beta - alpha) / beta, 1.0 / (alpha - beta), beta};
@@ -412,6 +413,19 @@ ANISO_PHASE void twist(const Team& team, const Spectrum& s, int count, double no
   team.sync();
 }
 
+/// Scattered bits of a number: the same in every run.
+ANISO_PHASE uint64_t scattered(uint64_t number) {
+  uint64_t state = number * 0x9e3779b97f4a7c15u + 0x632be59bd9b4e019u;
+  state = (state ^ (state >> 30)) * 0xbf58476d1ce4e5b9u;
+  state = (state ^ (state >> 27)) * 0x94d049bb133111ebu;
+  return state ^ state >> 31;
+}
+
+/// ... and from them a number of -1/2 to 1/2.
+ANISO_PHASE double scattered_entry(uint64_t number) {
+  return static_cast<double>(scattered(number) >> 11) * 0x1p-53 - 0.5;
+}
+
 /// Vectors of close values made orthogonal, by Gram-Schmidt sums twice over (Giraud et al. 2005),
 /// kGroup vectors at a time.
 template <class Team>
@@ -422,8 +436,9 @@ class Separation {
                          double* products)
       : team_(team), s_(s), count_(count), columns_(columns), products_(products) {}
 
-  /// False when some vectors could not be told apart.
-  ANISO_PHASE bool run(double norm) {
+  /// False when some vectors could not be told apart; of those from `any` on, which all lie in the
+  /// last group of close values, it matters only that they are orthogonal.
+  ANISO_PHASE bool run(double norm, int any) {
     for (int first = 0, last; first < count_; first = last) {
       last = first + 1;
       while (last < count_ && s_.values()[last - 1] - s_.values()[last] < kCluster * norm) ++last;
@@ -431,7 +446,7 @@ class Separation {
         const int width = last - group < kGroup ? last - group : kGroup;
         for (int turn = 0; turn < 2; ++turn) {
           if (group > first) clear_of(first, group, width);
-          if (!clear_inside(group, width)) return false;
+          if (!clear_inside(group, width, any)) return false;
         }
       }
     }
@@ -474,7 +489,7 @@ class Separation {
   }
 
   /// The vectors of one group, one after the other, orthogonal to those before and of length 1.
-  ANISO_PHASE bool clear_inside(int group, int width) {
+  ANISO_PHASE bool clear_inside(int group, int width, int any) {
     for (int b = 0; b < width; ++b) {
       for (int c = team_.warp(); c < b; c += Team::kWarps) {
         double sum = 0.0;
@@ -493,11 +508,46 @@ class Separation {
         squares += entry * entry;
       }
       const double left = sqrt(team_.sum(squares));
-      if (!(left >= kLeftOver)) return false;
+      if (!(left >= kLeftOver)) {
+        if (group + b < any || !replace(group + b)) return false;
+        continue;
+      }
       for (int i = team_.thread(); i < s_.n; i += team_.threads()) row(i, group)[b] /= left;
       team_.sync();
     }
     return true;
+  }
+
+  /// Vector j becomes any that is orthogonal to all before it.
+  ANISO_PHASE bool replace(int j) {
+    for (int i = team_.thread(); i < s_.n; i += team_.threads()) {
+      columns_[i * count_ + j] = scattered_entry(static_cast<uint64_t>(i) * count_ + j);
+    }
+    team_.sync();
+    double left = 0.0;
+    for (int turn = 0; turn < 3; ++turn) left = clear_of_all(j);
+    return left >= kLeftOver;
+  }
+
+  /// Vector j without its parts along all before it, brought to length 1; what was left of it.
+  ANISO_PHASE double clear_of_all(int j) {
+    for (int c = team_.thread(); c < j; c += team_.threads()) {
+      double sum = 0.0;
+      for (int i = 0; i < s_.n; ++i) sum += columns_[i * count_ + c] * columns_[i * count_ + j];
+      products_[c] = sum;
+    }
+    team_.sync();
+    double squares = 0.0;
+    for (int i = team_.thread(); i < s_.n; i += team_.threads()) {
+      double entry = columns_[i * count_ + j];
+      for (int c = 0; c < j; ++c) entry -= products_[c] * columns_[i * count_ + c];
+      columns_[i * count_ + j] = entry;
+      squares += entry * entry;
+    }
+    const double left = sqrt(team_.sum(squares));
+    for (int i = team_.thread(); i < s_.n; i += team_.threads()) columns_[i * count_ + j] /= left;
+    team_.sync();
+    return left;
   }
 
   const Team team_;
