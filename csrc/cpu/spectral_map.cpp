@@ -34,7 +34,7 @@ Functions functions([[maybe_unused]] Isa isa) {
 // saves.
 constexpr int64_t kWorkPerThread = int64_t{1} << 18;
 
-/// body(index, scratch) for every matrix, each thread with `doubles` of scratch, zero at first.
+/// body(index, scratch) for every matrix, each thread with `doubles` of scratch.
 template <class Body>
 void each_matrix(const MatricesView& x, int64_t doubles, int threads, const Body& body) {
   const int64_t p = std::min(x.m, x.n), q = std::max(x.m, x.n);
@@ -46,7 +46,6 @@ void each_matrix(const MatricesView& x, int64_t doubles, int threads, const Body
   Team team{count};
   parallel_parts(count, count, [&](int part, int64_t, int64_t) {
     double* const scratch = shared + part * stride;
-    std::fill(scratch, scratch + stride, 0.0);
     for (int64_t index; (index = team_take(team)) < x.b;) body(index, scratch);
   });
 }
