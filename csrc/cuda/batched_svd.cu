@@ -40,7 +40,11 @@ __global__ __launch_bounds__(S::BlockOf::kThreads, 1) void factorize(const Job j
     new (&matrix) typename S::Matrix({}, near_job, blockIdx.x);
   }
   __syncthreads();
-  for (int64_t index = blockIdx.x; index < near_job.x.b; index += gridDim.x) matrix.run(index);
+  for (int64_t index = blockIdx.x; index < near_job.x.b;) {
+    matrix.run(index);
+    index = matrix.index() + gridDim.x;
+    __syncthreads();
+  }
 }
 
 /// Of the dynamic kind.

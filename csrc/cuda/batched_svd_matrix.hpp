@@ -32,6 +32,9 @@ class Factorization {
         wide_(job.x.m <= job.x.n),
         far_(job.workspace + slot * job.workspace_doubles) {}
 
+  /// The matrix at hand.
+  ANISO_PHASE int64_t index() const { return index_; }
+
   ANISO_PHASE void run(int64_t index) {
     index_ = index;
     const int64_t size = bytes_of(job_.x.dtype);
