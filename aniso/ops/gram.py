@@ -218,12 +218,12 @@ def gram(x: Any, *, normalize: bool = False, center: bool = False, mask: Any = N
         InputError: x is not 2-D or not of a floating dtype, a kept row is not finite, or mask is
             not bool [n].
 
-    Time O(n d²), memory O(d²), besides some 40 MB of scratch on a CPU with a matrix unit (AMX),
+    Time O(n d²), memory O(d²), besides some 20 MB of scratch on a CPU with a matrix unit (AMX),
     which are kept for the next call. Equivalent to `reference.gram`. With that unit, rows of
     float32 are taken to 39 bits of each column's largest value in a block of rows (G to some
-    1e-12/√n of its norm), rows of float16 to 23 bits, and their products added exactly. Rows of
+    3e-10/√n of its norm), rows of float16 to 23 bits, and their products added exactly. Rows of
     bfloat16 are multiplied as they are, by numbers of 16 bits when `normalize` (by less where norms
-    are alike), and a block of products added in float32: G to some 1e-5/√n, or like float16 where
+    are alike), and a block of products added in float32: G to some 3e-5/√n, or like float16 where
     rows hardly vary. On a GPU with Triton, products of float16 and bfloat16 rows are added in
     float32, up to 512 of them: G to 1e-6 of the sum of magnitudes; wider rows are multiplied in
     float64.

@@ -48,9 +48,12 @@ void gram(const RowsView& rows, const MaskView& mask, const double* pilot, doubl
   const bool halves = rows.dtype == DType::bf16;
   const int64_t left =
       padded * (halves ? GRAM_HALF.digits * (block + GRAM_HALF.part) : plan.digits * block);
-  const int64_t right = padded * (halves ? 6 * block : plan.digits * block);
-  Arena arena(Arena::rounded(left) + Arena::rounded(right) + 2 * sizeof(double) * squares);
-  int8_t* const digits[2] = {arena.array<int8_t>(left), arena.array<int8_t>(right)};
+  const int64_t right = members * GRAM_RIGHT_BYTES;
+  const int64_t region = halves ? members * GRAM_BF16_REGION_SUMS : 0;
+  Arena arena(Arena::rounded(left) + right + sizeof(float) * region + 2 * sizeof(double) * squares);
+  int8_t* const left_digits = arena.array<int8_t>(left);
+  int8_t* const right_digits = arena.array<int8_t>(right);
+  float* const region_sums = arena.array<float>(region);
   double* const raw_sums = raw == nullptr ? nullptr : arena.zeros<double>(squares);
   double* const unit_sums = unit == nullptr ? nullptr : arena.zeros<double>(squares);
   AlignedArray<RowScale> scales(block + GRAM_STEP);
@@ -77,7 +80,9 @@ void gram(const RowsView& rows, const MaskView& mask, const double* pilot, doubl
                       {vector + 7 * padded, vector + 9 * padded, vector + 11 * padded}};
   const GramScratch scratch{padded,
                             block,
-                            {digits[0], digits[1]},
+                            left_digits,
+                            right_digits,
+                            region_sums,
                             scales.data(),
                             largest.data(),
                             factors.data(),

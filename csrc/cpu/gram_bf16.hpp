@@ -11,18 +11,13 @@
 // all others in float64.
 #pragma once
 
-#include "cpu/amx_digits.hpp"
-#include "cpu/gram_kernel.hpp"
+#include "cpu/gram_bf16_products.hpp"
 
 namespace aniso::cpu::ANISO_ISA {
 namespace {
 
-/// Rows of a step: the depth of a tile of bfloat16 numbers.
-constexpr int64_t BF16_STEP = 32;
 /// Norms whose squares differ by no more than this share are alike.
 constexpr double BF16_ALIKE = 0x1p-8;
-/// Tiles of a step of the right factor: u and the two parts of w²u.
-constexpr int64_t BF16_PARTS = 3;
 /// Norms of a block reach over no more than this power of two: products stay within float32.
 constexpr float BF16_NORM_RANGE = 32.0f;
 
@@ -38,36 +33,6 @@ struct Extremes {
   }
 };
 
-/// Sums of tiles on their way into float64: out += sums · row factor · column factor.
-struct TilePromotion {
-  const float* sums;  // [16][16]
-  const double* row_factors;
-  const double* column_factors;
-  double scale;
-  double* out;
-  const float* also = nullptr;  // [16][16], times `common`
-  float common = 0.0f;
-
-  /// Eight rows from `first` on.
-  void promote_rows(int first) const {
-    const __m512d scales = _mm512_set1_pd(scale);
-    const __m512d low = _mm512_loadu_pd(column_factors) * scales;
-    const __m512d high = _mm512_loadu_pd(column_factors + 8) * scales;
-#pragma GCC unroll 8
-    for (int i = first; i < first + 8; ++i) {
-      double* at = out + i * GRAM_GROUP;
-      __m512 sum = _mm512_load_ps(sums + 16 * i);
-      if (also != nullptr) {
-        sum = _mm512_fmadd_ps(_mm512_load_ps(also + 16 * i), _mm512_set1_ps(common), sum);
-      }
-      const __m512d factor = _mm512_set1_pd(row_factors[i]);
-      _mm512_storeu_pd(at, _mm512_fmadd_pd(low_as_f64(sum), low * factor, _mm512_loadu_pd(at)));
-      _mm512_storeu_pd(at + 8,
-                       _mm512_fmadd_pd(high_as_f64(sum), high * factor, _mm512_loadu_pd(at + 8)));
-    }
-  }
-};
-
 /// One block of bfloat16 rows on its way through the phases.
 template <bool RAW, bool UNIT>
 class Bf16Block {
@@ -79,7 +44,8 @@ class Bf16Block {
         scratch_(scratch),
         bf16_(scratch.bf16),
         team_(team),
-        member_(member) {}
+        member_(member),
+        products_(scratch, team, member) {}
 
   /// False, and nothing added, where the norms differ too much, or where too little remains of the
   /// products when they are moved to the pilots.
@@ -103,7 +69,6 @@ class Bf16Block {
   }
 
  private:
-  static constexpr int64_t STEPS = GRAM_BF16.part / BF16_STEP;
   // Blocks after one that is refused are likely to be refused.
   static constexpr int REFUSALS = 3;
 
@@ -130,13 +95,14 @@ class Bf16Block {
       return false;
     }
     if (member_ == 0) add_block();
-    multiply();
+    products_.multiply(steps_, weights_);
     team_wait(team_);
     return true;
   }
 
   // Noise as shares of Σ‖u‖². Adding R products in float32 rounds a partial sum R/2 times by ε,
-  // 2⁻²⁵ on average: ε²d/16 for sums of random sign, at most ε²R/24 more for sums of one sign.
+  // 2⁻²⁵ on average: ε²d/16 for sums of random sign, at most ε²R/24 more for sums of one sign. The
+  // sums of P parts of R rows are added in float32 too, for at most ε²P/12.
   static constexpr double EPSILON = 0x1p-25;
   // Two parts of w²u leave 2^-18.7 of it, on one side of the product.
   static constexpr double SPLITTING = 0x1.8p-40;
@@ -168,8 +134,9 @@ class Bf16Block {
       for (int64_t k = 0; k < scratch_.padded; ++k) bf16_.sums[which][k] += bf16_.block[which][k];
     }
     const double rounding =
-        EPSILON * EPSILON * (static_cast<double>(rows_.d) / 16.0 + GRAM_BF16.part / 24.0);
-    const double splitting = parts_ == 0 ? 0.0 : SPLITTING;
+        EPSILON * EPSILON *
+        (static_cast<double>(rows_.d) / 16.0 + GRAM_BF16.part / 24.0 + GRAM_BLOCK_PARTS / 12.0);
+    const double splitting = weights_.parts == 0 ? 0.0 : SPLITTING;
     for (int64_t panel = 0; panel < scratch_.padded / GRAM_PANEL; ++panel) {
       scratch_.noise[0][panel] += rounding * bf16_.squares[2 * panel];
       scratch_.noise[1][panel] += (rounding + splitting) * bf16_.squares[2 * panel + 1];
@@ -180,27 +147,41 @@ class Bf16Block {
     int16_t* least = bf16_.extremes + member_ * 2 * scratch_.padded;
     int16_t* largest = least + scratch_.padded;
     for (int64_t k = 0; k < scratch_.padded; ++k) least[k] = 0x7fff, largest[k] = -0x8000;
-    double* weights = bf16_.weights + 2 * member_;
-    weights[0] = __builtin_inf(), weights[1] = 0.0;
-    float* exponents = bf16_.exponents + 2 * member_;
-    exponents[0] = __builtin_inff(), exponents[1] = -__builtin_inff();
-    const int64_t padded_rows = steps_ * BF16_STEP;
-    const int64_t begin = padded_rows * member_ / team_.members;
-    const int64_t end = padded_rows * (member_ + 1) / team_.members;
-    for (int64_t r = begin; r < end; ++r) {
-      const RowScale scale = r < count ? scale_of(first + r) : RowScale{nullptr, 0, 0, 0};
-      GramRow& row = bf16_.rows[r];
-      row = {scratch_.zero_row, 0.0, 0.0f, 0.0f, scale.row != nullptr};
-      if (scale.inverse == 0.0f) continue;
-      const double inverse = static_cast<double>(scale.inverse) + scale.inverse_low;
-      row.row = scale.row;
-      row.weight = __builtin_scalbn(inverse, static_cast<int>(scale.exponent));
-      weights[0] = weights[0] < row.weight ? weights[0] : row.weight;
-      weights[1] = weights[1] > row.weight ? weights[1] : row.weight;
-      exponents[0] = exponents[0] < scale.exponent ? exponents[0] : scale.exponent;
-      exponents[1] = exponents[1] > scale.exponent ? exponents[1] : scale.exponent;
-      widen(static_cast<const bf16*>(scale.row), least, largest);
+    Norms norms;
+    // Shared out as they come: a thread may start late.
+    for (int64_t step; (step = team_take(team_)) < steps_;) {
+      for (int64_t r = step * BF16_STEP; r < (step + 1) * BF16_STEP; ++r) {
+        const RowScale scale = r < count ? scale_of(first + r) : RowScale{nullptr, 0, 0, 0};
+        look_at_row(scale, bf16_.rows[r], norms);
+      }
     }
+    for (int i = 0; i < 2; ++i) {
+      bf16_.weights[2 * member_ + i] = norms.weights[i];
+      bf16_.exponents[2 * member_ + i] = norms.exponents[i];
+    }
+  }
+
+  /// The least and largest 1/‖x‖ of a member's rows, and their exponents.
+  struct Norms {
+    double weights[2] = {__builtin_inf(), 0.0};
+    float exponents[2] = {__builtin_inff(), -__builtin_inff()};
+
+    void widen(double weight, float exponent) {
+      weights[0] = weights[0] < weight ? weights[0] : weight;
+      weights[1] = weights[1] > weight ? weights[1] : weight;
+      exponents[0] = exponents[0] < exponent ? exponents[0] : exponent;
+      exponents[1] = exponents[1] > exponent ? exponents[1] : exponent;
+    }
+  };
+
+  void look_at_row(const RowScale& scale, GramRow& row, Norms& norms) const {
+    row = {scratch_.zero_row, 0.0, 0.0f, 0.0f, scale.row != nullptr};
+    if (scale.inverse == 0.0f) return;
+    const double inverse = static_cast<double>(scale.inverse) + scale.inverse_low;
+    row.row = scale.row;
+    row.weight = __builtin_scalbn(inverse, static_cast<int>(scale.exponent));
+    norms.widen(row.weight, scale.exponent);
+    widen(static_cast<const bf16*>(scale.row));
   }
 
   RowScale scale_of(int64_t i) const {
@@ -208,7 +189,9 @@ class Bf16Block {
     return direction_of(static_cast<const bf16*>(rows_.data) + i * rows_.row_stride, rows_.d);
   }
 
-  void widen(const bf16* row, int16_t* least, int16_t* largest) const {
+  void widen(const bf16* row) const {
+    int16_t* least = bf16_.extremes + member_ * 2 * scratch_.padded;
+    int16_t* largest = least + scratch_.padded;
     for (int64_t k = 0; k < rows_.d; k += 32) {
       const int64_t left = rows_.d - k;
       const __mmask32 columns = left >= 32 ? ~0u : (1u << left) - 1;
@@ -226,7 +209,7 @@ class Bf16Block {
       least = exponents[0] < least ? exponents[0] : least;
       largest = exponents[1] > largest ? exponents[1] : largest;
     }
-    norm_exponent_ = least <= largest ? -static_cast<int>(least) : 0;
+    weights_.norm_exponent = least <= largest ? -static_cast<int>(least) : 0;
     find_common();
     return !(largest - least > BF16_NORM_RANGE);
   }
@@ -241,8 +224,8 @@ class Bf16Block {
     }
     least *= norm_unit(), largest *= norm_unit();
     const double low = least * least, high = largest * largest;
-    parts_ = low == high ? 0 : high - low <= BF16_ALIKE * high ? 1 : 2;
-    common_ = parts_ == 2 || !(low <= high) ? 0.0 : (low + high) / 2;
+    weights_.parts = low == high ? 0 : high - low <= BF16_ALIKE * high ? 1 : 2;
+    weights_.common = weights_.parts == 2 || !(low <= high) ? 0.0 : (low + high) / 2;
   }
 
   /// The least (0) or largest (1) value of a column over the rows of all members.
@@ -283,7 +266,7 @@ class Bf16Block {
     for (int64_t r = 0; r < steps_ * BF16_STEP; ++r) {
       GramRow& row = bf16_.rows[r];
       row.scaled = static_cast<float>(row.weight * unit);
-      row.square = static_cast<float>(row.weight * unit * row.weight * unit - common_);
+      row.square = static_cast<float>(row.weight * unit * row.weight * unit - weights_.common);
       counts[0] += row.weight != 0.0;
       counts[1] += row.kept && row.weight == 0.0;
       counts[2] += row.weight;
@@ -354,31 +337,18 @@ class Bf16Block {
     Sums sums;
   };
 
-  /// A row of a panel as float32 numbers of which the upper halves count: u, and the high and low
-  /// part of w²u.
-  struct Row {
-    __m512i u, high, low;
-  };
-
-  Row cut_row(const GramRow& row, Panel& panel) const {
-    const __m512i half = _mm512_set1_epi32(0x8000), top = _mm512_set1_epi32(-0x10000);
+  /// A row of a panel: u, as float32 numbers of which the upper halves count.
+  __m512i cut_row(const GramRow& row, Panel& panel) const {
     const __m512 x = load16(static_cast<const bf16*>(row.row) + panel.first, panel.columns);
     const __mmask16 some = row.weight != 0.0 ? 0xffff : 0;
     const __m512 u = _mm512_scalef_ps(_mm512_mask_sub_ps(x, some, x, panel.q), panel.exponents);
     panel.sums.add(u, row.weight);
     if (RAW) panel.sums.step[0] = _mm512_fmadd_ps(u, u, panel.sums.step[0]);
-    if (!UNIT) return {_mm512_castps_si512(u), half, half};
-    const __m512 weighted = u * _mm512_set1_ps(row.scaled), z = u * _mm512_set1_ps(row.square);
-    panel.sums.step[1] = _mm512_fmadd_ps(weighted, weighted, panel.sums.step[1]);
-    const __m512i rounded = _mm512_add_epi32(_mm512_castps_si512(z), half);
-    const __m512 rest = z - _mm512_castsi512_ps(_mm512_and_si512(rounded, top));
-    return {_mm512_castps_si512(u), rounded, _mm512_add_epi32(_mm512_castps_si512(rest), half)};
-  }
-
-  /// The upper halves of the numbers of two rows, side by side.
-  static __m512i pair(__m512i even, __m512i odd) {
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi32(-0x10000), odd, _mm512_srli_epi32(even, 16),
-                                     0xea);
+    if (UNIT) {
+      const __m512 weighted = u * _mm512_set1_ps(row.scaled);
+      panel.sums.step[1] = _mm512_fmadd_ps(weighted, weighted, panel.sums.step[1]);
+    }
+    return _mm512_castps_si512(u);
   }
 
   /// The tiles of a group, both of its panels while a row's cache line is near.
@@ -407,148 +377,22 @@ class Bf16Block {
 
   void cut_step(Panel& panel, int64_t step) const {
     constexpr int64_t AHEAD = BF16_STEP;  // rows are further apart than prefetchers look
-    const int64_t tile = tile_at(panel.first / GRAM_PANEL, step);
-    int8_t* left = scratch_.digits[0] + tile * TILE_BYTES;
-    int8_t* right = scratch_.digits[1] + tile * BF16_PARTS * TILE_BYTES;
+    alignas(64) int8_t tile[TILE_BYTES];
     const GramRow* rows = bf16_.rows + step * BF16_STEP;
     panel.sums.start();
     for (int two = 0; two < 16; ++two) {
-      const Row even = cut_row(rows[2 * two], panel);
-      const Row odd = cut_row(rows[2 * two + 1], panel);
+      const __m512i even = cut_row(rows[2 * two], panel);
+      const __m512i odd = cut_row(rows[2 * two + 1], panel);
       __builtin_prefetch(static_cast<const bf16*>(rows[2 * two + AHEAD].row) + panel.first);
       __builtin_prefetch(static_cast<const bf16*>(rows[2 * two + 1 + AHEAD].row) + panel.first);
-      _mm512_store_si512(right + 64 * two, pair(even.u, odd.u));
-      if (!UNIT || parts_ == 0) continue;
-      _mm512_store_si512(right + TILE_BYTES + 64 * two, pair(even.high, odd.high));
-      _mm512_store_si512(right + 2 * TILE_BYTES + 64 * two, pair(even.low, odd.low));
+      _mm512_store_si512(tile + 64 * two, bf16_pair(even, odd));
     }
     panel.sums.settle();
-    transpose(right, left);
+    transpose(tile, scratch_.digits + bf16_tile_at(scratch_, panel.first / GRAM_PANEL, step));
   }
 
   /// A power of two near the largest norm.
-  double norm_unit() const { return __builtin_scalbn(1.0, norm_exponent_); }
-
-  /// Where the tile of a panel and a step lies: part of the block, panel, step.
-  int64_t tile_at(int64_t panel, int64_t step) const {
-    const int64_t panels = scratch_.padded / GRAM_PANEL;
-    return (step / STEPS * panels + panel) * STEPS + step % STEPS;
-  }
-
-  /// All pairs of a group and a panel on or below the diagonal, by regions.
-  void multiply() const {
-    const GramRegions regions(scratch_.padded / GRAM_GROUP, GRAM_BF16_REGION);
-    for (int64_t item; (item = team_take(team_)) < regions.count();) {
-      const GramRegion region = regions.at(item);
-      for (int64_t step = 0; step < steps_; step += STEPS) {
-        for (int64_t group = region.first_group; group < region.last_group; ++group) {
-          multiply_group(group, region.first_panel, least(region.last_panel, 2 * group + 2), step);
-        }
-      }
-    }
-  }
-
-  /// A group, which stays in the first-level cache, against a band of panels, which stay in the
-  /// second, over the part of the block from `step` on. The sums of a panel are promoted while the
-  /// next one is multiplied, and the next group comes nearer.
-  void multiply_group(int64_t group, int64_t first, int64_t last, int64_t step) const {
-    alignas(64) float sums[2][4][256];
-    const int64_t end = least(step + STEPS, steps_);
-    const int64_t bytes = 2 * STEPS * TILE_BYTES;
-    Prefetch next(scratch_.digits[0] + tile_at(2 * group + 2, step) * TILE_BYTES, bytes);
-    const int64_t lines = bytes / 64 / ((end - step) * (last - first)) + 1;
-    TilePromotion before[4] = {};
-    for (int64_t other = first; other < last; ++other) {
-      float (&found)[4][256] = sums[other % 2];
-      add_products(group, other, step, end, found, [&](int k) {
-        next.lines(lines);
-        if (k < 8) promote(before, k, 1);
-      });
-      promote(before, static_cast<int>(end - step), 8);
-      for (int tile = 0; tile < 4; ++tile) {
-        const int which = tile / 2;
-        if (which == 0 ? !RAW : !UNIT) continue;
-        before[tile] = promotion(found, tile, 2 * group + tile % 2, other);
-      }
-    }
-    promote(before, 0, 8);
-  }
-
-  TilePromotion promotion(const float (&sums)[4][256], int tile, int64_t panel,
-                          int64_t other) const {
-    const int which = tile / 2;
-    TilePromotion made{sums[tile], scratch_.factors + panel * GRAM_PANEL,
-                       scratch_.factors + other * GRAM_PANEL, 1.0,
-                       gram_place(scratch_.sums[which], panel, other)};
-    if (which == 0) return made;
-    made.scale = __builtin_scalbn(1.0, -2 * norm_exponent_);
-    if (parts_ == 1) made.also = sums[tile - 2], made.common = static_cast<float>(common_);
-    if (parts_ == 0) made.sums = sums[tile - 2], made.scale *= common_;
-    return made;
-  }
-
-  static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-  /// The share of `count` steps from `step` on in the promotion of four tiles: half a tile a step.
-  static void promote(const TilePromotion (&tiles)[4], int step, int count) {
-    for (int k = step; k < 8 && k < step + count; ++k) {
-      const TilePromotion& tile = tiles[k / 2];
-      if (tile.sums != nullptr) tile.promote_rows(k % 2 * 8);
-    }
-  }
-
-  template <class Between>
-  void add_products(int64_t group, int64_t other, int64_t step, int64_t end, float (&sums)[4][256],
-                    Between between) const {
-    if (!UNIT || parts_ == 0) {
-      add_parts<true, 0>(group, other, step, end, sums, between);
-    } else if (parts_ == 1) {
-      add_parts<true, 1>(group, other, step, end, sums, between);
-    } else {
-      add_parts<RAW, 2>(group, other, step, end, sums, between);
-    }
-  }
-
-  /// Adds up a group and a panel over steps: uuᵀ, if so, and the products of u and the parts of
-  /// w²u, two panels each. Calls between(k) after step k.
-  template <bool SQUARES, int PARTS, class Between>
-  void add_parts(int64_t group, int64_t other, int64_t step, int64_t end, float (&sums)[4][256],
-                 Between between) const {
-    constexpr int64_t panel = STEPS * TILE_BYTES;
-    const int8_t* a = scratch_.digits[0] + tile_at(2 * group, step) * TILE_BYTES;
-    const int8_t* b = scratch_.digits[1] + tile_at(other, step) * TILE_BYTES * BF16_PARTS;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int k = 0; k < end - step; ++k) {
-      _tile_loadd(4, a, 64);
-      _tile_loadd(5, a + panel, 64);
-      if constexpr (SQUARES) {
-        _tile_loadd(6, b, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 5, 6);
-      }
-      if constexpr (PARTS > 0) {
-        _tile_loadd(7, b + TILE_BYTES, 64);
-        _tile_dpbf16ps(2, 4, 7);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-      if constexpr (PARTS > 1) {
-        _tile_loadd(6, b + 2 * TILE_BYTES, 64);
-        _tile_dpbf16ps(2, 4, 6);
-        _tile_dpbf16ps(3, 5, 6);
-      }
-      between(k);
-      a += TILE_BYTES;
-      b += BF16_PARTS * TILE_BYTES;
-    }
-    _tile_stored(0, sums[0], 64);
-    _tile_stored(1, sums[1], 64);
-    if (PARTS == 0) return;
-    _tile_stored(2, sums[2], 64);
-    _tile_stored(3, sums[3], 64);
-  }
+  double norm_unit() const { return __builtin_scalbn(1.0, weights_.norm_exponent); }
 
   double* end(int which, int side) const { return bf16_.ends[which] + side * scratch_.padded; }
 
@@ -605,10 +449,9 @@ class Bf16Block {
   Team& team_;
   int member_;
   int64_t steps_ = 0;
-  int norm_exponent_ = 0;
-  int parts_ = 2;        // of w²u, besides common_ u
-  double common_ = 0.0;  // c
-  int refused_ = 0;      // blocks still to be refused
+  Bf16Weights weights_;
+  Bf16Products<RAW, UNIT> products_;
+  int refused_ = 0;  // blocks still to be refused
 };
 
 }  // namespace

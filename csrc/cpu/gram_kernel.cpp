@@ -41,23 +41,23 @@ class Block {
   void scale_rows(int64_t first) {
     float* largest = scratch_.largest + member_ * 2 * scratch_.padded;
     for (int64_t k = 0; k < 2 * scratch_.padded; ++k) largest[k] = 0.0f;
-    const int64_t padded_rows = steps_ * GRAM_STEP;
-    const int64_t begin = padded_rows * member_ / team_.members;
-    const int64_t end = padded_rows * (member_ + 1) / team_.members;
-    for (int64_t r = begin; r < end; ++r) {
-      scratch_.scales[r] = r < count_ ? scale_of(first + r) : RowScale{scratch_.zero_row, 0, 0, 0};
-      grow(scratch_.scales[r], largest);
+    // Shared out as they come: a thread may start late.
+    for (int64_t step; (step = team_take(team_)) < steps_;) {
+      for (int64_t r = step * GRAM_STEP; r < (step + 1) * GRAM_STEP; ++r) {
+        scratch_.scales[r] = r < count_ ? scale_of(first + r) : empty();
+        grow(scratch_.scales[r], largest);
+      }
     }
   }
 
   RowScale scale_of(int64_t i) const {
-    if (mask_.data != nullptr && mask_.data[i * mask_.stride] == 0) {
-      return {scratch_.zero_row, 0, 0, 0};
-    }
+    if (mask_.data != nullptr && mask_.data[i * mask_.stride] == 0) return empty();
     const T* row = static_cast<const T*>(rows_.data) + i * rows_.row_stride;
     const RowScale scale = direction_of(row, rows_.d);
-    return scale.row == nullptr ? RowScale{scratch_.zero_row, 0, 0, 0} : scale;
+    return scale.row == nullptr ? empty() : scale;
   }
+
+  RowScale empty() const { return {scratch_.zero_row, 0, 0, 0}; }
 
   void grow(const RowScale& scale, float* largest) const {
     const T* row = static_cast<const T*>(scale.row);
@@ -120,21 +120,22 @@ class Block {
     const __mmask16 columns = columns_from(first, rows_.d);
     Sums sums;
     for (int64_t step = 0; step < steps_; ++step) {
-      int8_t* tiles[2];
-      for (int side = 0; side < 2; ++side) {
-        tiles[side] = scratch_.digits[side] + tile_at(panel, step);
-      }
+      alignas(64) int8_t tiles[S * TILE_BYTES];
+      int8_t* left = scratch_.digits + tile_at(panel, step);
       for (int quad = 0; quad < GRAM_PANEL; ++quad) {
         __m512i high[4], low[4];
         for (int i = 0; i < 4; ++i) {
-          fix<unit>(scratch_.scales[step * GRAM_STEP + quad * 4 + i], first, columns, exponents,
-                    high[i], low[i], sums);
+          const RowScale* row = scratch_.scales + step * GRAM_STEP + quad * 4 + i;
+          fix<unit>(*row, first, columns, exponents, high[i], low[i], sums);
+          if (step + 1 < steps_) {
+            __builtin_prefetch(static_cast<const T*>(row[GRAM_STEP].row) + first);
+          }
         }
-        store_digits<3>(high, tiles[1] + quad * 64);
-        if (S == 5) store_digits<2>(low, tiles[1] + 3 * TILE_BYTES + quad * 64);
+        store_digits<3>(high, tiles + quad * 64);
+        if (S == 5) store_digits<2>(low, tiles + 3 * TILE_BYTES + quad * 64);
       }
       for (int digit = 0; digit < S; ++digit) {
-        transpose(tiles[1] + digit * TILE_BYTES, tiles[0] + digit * TILE_BYTES);
+        transpose(tiles + digit * TILE_BYTES, left + digit * TILE_BYTES);
       }
       sums.settle();
     }
@@ -236,7 +237,9 @@ class Block {
     const GramRegions regions(scratch_.padded / GRAM_GROUP, GRAM_DIGIT_REGION);
     for (int64_t item; (item = team_take(team_)) < regions.count();) {
       const GramRegion region = regions.at(item);
+      if (region.first_group >= region.last_group) continue;
       for (int64_t step = 0; step < steps_; step += STEPS) {
+        derive_right(region, step);
         for (int64_t panel = 2 * region.first_group; panel < 2 * region.last_group; ++panel) {
           const int64_t last = region.last_panel < panel + 1 ? region.last_panel : panel + 1;
           if (region.first_panel < last) {
@@ -247,6 +250,19 @@ class Block {
     }
   }
 
+  /// The right digits of a band over the part of the block from `step` on, by this member.
+  void derive_right(const GramRegion& region, int64_t step) const {
+    const int64_t first = tile_at(region.first_panel, step);
+    const int64_t bytes = tile_at(region.last_panel, step) - first;
+    for (int64_t at = 0; at < bytes; at += TILE_BYTES) {
+      transpose(scratch_.digits + first + at, right() + at);
+    }
+    // GCC's tile loads do not name the memory they read.
+    __asm__ volatile("" ::: "memory");
+  }
+
+  int8_t* right() const { return scratch_.right + member_ * GRAM_RIGHT_BYTES; }
+
   /// A panel, which stays in the first-level cache, against a band of others, whose digits stay in
   /// the second, over the part of the block from `step` on. The sums of a pair are promoted while
   /// the next one is multiplied, and the next panel comes nearer.
@@ -254,14 +270,14 @@ class Block {
                       double* sums) const {
     alignas(64) TileSums<S> products[2];
     const int64_t steps = steps_ - step < STEPS ? steps_ - step : STEPS;
-    const int8_t* left = scratch_.digits[0] + tile_at(panel, step);
+    const int8_t* left = scratch_.digits + tile_at(panel, step);
     Prefetch next(left + STEPS * S * TILE_BYTES, STEPS * S * TILE_BYTES);
     const int64_t lines = STEPS * S * TILE_BYTES / 64 / (3 * steps * (last - first)) + 1;
     Promotion before{};
     for (int64_t other = first; other < last; ++other) {
       TileSums<S>& found = products[other % 2];
-      const int8_t* right = scratch_.digits[1] + tile_at(other, step);
-      add_products<S>(left, right, steps, found, [&] {
+      const int8_t* partner = right() + tile_at(other - first, 0);
+      add_products<S>(left, partner, steps, found, [&] {
         next.lines(lines);
         before.promote(rows_between(steps));
       });

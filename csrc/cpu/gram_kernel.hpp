@@ -21,23 +21,33 @@ struct GramRegionSize {
   int64_t groups, panels;
 };
 constexpr GramRegionSize GRAM_DIGIT_REGION{24, 6};
-constexpr GramRegionSize GRAM_BF16_REGION{12, 4};
+constexpr GramRegionSize GRAM_BF16_REGION{12, 8};
+constexpr int64_t GRAM_BF16_REGION_SUMS =
+    GRAM_BF16_REGION.groups * GRAM_BF16_REGION.panels * 2 * GRAM_GROUP * GRAM_PANEL;
 
 /// A block is as many parts as fit in so many bytes, and no more than so many.
-constexpr int64_t GRAM_BLOCK_BYTES = int64_t{32} << 20;
-constexpr int64_t GRAM_BLOCK_PARTS = 8;
+constexpr int64_t GRAM_BLOCK_BYTES = int64_t{8} << 20;
+constexpr int64_t GRAM_BLOCK_PARTS = 64;
 
 /// How many digits a number is cut into, and the rows of a part of a block: as many as keep the
 /// digits of two panels in the first-level cache (measured on 768 columns).
 struct GramPlan {
   int digits;
   int64_t part;
-  int bytes;  // per number, in both factors
+  int bytes;  // per number of the left factor
 };
-constexpr GramPlan GRAM_SINGLE{5, 192, 10};
-constexpr GramPlan GRAM_HALF{3, 384, 6};
-/// bfloat16 rows multiplied as they are, in parts that hold whole ones of digits too.
-constexpr GramPlan GRAM_BF16{1, 512, 8};
+constexpr GramPlan GRAM_SINGLE{5, 192, 5};
+constexpr GramPlan GRAM_HALF{3, 384, 3};
+/// bfloat16 rows multiplied as they are.
+constexpr GramPlan GRAM_BF16{1, 256, 2};
+
+/// Bytes of the right digits of a region, or of the right tiles of bfloat16 numbers, of one part.
+constexpr int64_t GRAM_RIGHT_BYTES = int64_t{256} << 10;
+static_assert(GRAM_RIGHT_BYTES >=
+              GRAM_DIGIT_REGION.panels * GRAM_PANEL * (GRAM_SINGLE.digits * GRAM_SINGLE.part));
+static_assert(GRAM_RIGHT_BYTES >=
+              GRAM_DIGIT_REGION.panels * GRAM_PANEL * (GRAM_HALF.digits * GRAM_HALF.part));
+static_assert(GRAM_RIGHT_BYTES >= GRAM_BF16_REGION.panels * GRAM_PANEL * 6 * GRAM_BF16.part);
 
 /// Groups against a band of panels.
 struct GramRegion {
@@ -97,8 +107,9 @@ struct GramBf16 {
 struct GramScratch {
   int64_t padded;        // columns
   int64_t rows;          // of a block
-  int8_t* digits[2];     // of the left and of the right factor:
-                         // [part][panel][step][digit][1 KiB tile]
+  int8_t* digits;        // of the left factor: [part][panel][step][digit][1 KiB tile]
+  int8_t* right;         // [members][GRAM_RIGHT_BYTES]: of the right one, for a part of a region
+  float* region_sums;    // [members][GRAM_BF16_REGION_SUMS]
   RowScale* scales;      // [rows]
   float* largest;        // [members][2][padded]: max |x_k| and max |x̂_k| over a member's rows
   double* factors;       // [padded]: weight of the first digit
