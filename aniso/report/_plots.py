@@ -157,7 +157,7 @@ def draw_ranks(layers: Layers) -> Figure | None:
 DISTRIBUTION = Recipe(
     "distribution",
     "Distribution of the cosine",
-    "How often two rows have which cosine: a dark narrow band far from 0 is a cone, two bands are "
+    "How often two rows have which cosine: a strong narrow band far from 0 is a cone, two bands are "
     "two kinds of rows, and the lines hold the median and the middle 90%.",
     "No rows could be drawn: these states hold sums alone. aniso analyze of a dump, and aniso "
     "capture, draw them; so does aniso.cosine_histogram.",
