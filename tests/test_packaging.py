@@ -59,8 +59,8 @@ def test_extension_loads_without_torch(tmp_path):
 def test_compiled_cuda_kernels_use_no_local_memory_but_for_the_band():
     """Spilled registers and indexed arrays show as stack; a build without nvcc has no kernels.
 
-    Blocks of 512 threads have 128 registers each, fewer than some phases of the banded
-    factorisation hold: up to 208 bytes of stack there.
+    Blocks of 512 threads have 128 registers each. The banded factorisation fills them in its inner
+    loops, and lets the state of outer ones wait in up to 64 bytes of stack.
     """
     from aniso import _native
 
@@ -73,9 +73,9 @@ def test_compiled_cuda_kernels_use_no_local_memory_but_for_the_band():
     ).stdout
     kernels = re.findall(r"Function ([^:]+):\s+REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage)
     assert bool(kernels) == _native.has_cuda
-    most = {
-        name: 256 if "batched_svd" in name and "factorize" in name else 0 for name, *_ in kernels
-    }
+    banded = re.compile(r"factorizeINS\w*5ShapeILi16ELi(352|512)ELb0E")
+    assert any(banded.search(name) for name, *_ in kernels) == _native.has_cuda
+    most = {name: 64 if banded.search(name) else 0 for name, *_ in kernels}
     assert not [name for name, _, stack, local in kernels if int(stack) + int(local) > most[name]]
 
 

@@ -1,4 +1,8 @@
-"""The symmetric eigenproblem of one large matrix: the one place that chooses its solver."""
+"""The symmetric eigenproblem of one large matrix: the one place that chooses its solver.
+
+LAPACK's, through torch: it takes one matrix with all threads, where the kernel of batched_svd, a
+thread per matrix, is level with it at d = 384 and behind it from 768 on.
+"""
 
 from __future__ import annotations
 

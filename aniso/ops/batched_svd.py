@@ -429,7 +429,9 @@ def _choose(x: Tensor) -> Backend:
         reason = f"[{m}, {n}] is beyond {side} on its short side or {size} entries"
         return Backend("torch", f"{reason}: torch.linalg in float64")
     if on_gpu:
-        return Backend("cuda", "float64 Gram matrices, one thread block per matrix")
+        return Backend(
+            "cuda", "Gram matrices and rotations in float64, one thread block per matrix"
+        )
     return Backend(f"cpu-{_native.isa}", "float64 Gram matrices, one thread per matrix")
 
 

@@ -4,6 +4,7 @@
 // with small values; where values are not told apart the caller takes another solver.
 #pragma once
 
+#include "cuda/batched_svd_probes.hpp"
 #include "cuda/batched_svd_results.hpp"
 #include "cuda/batched_svd_rotation.hpp"
 
@@ -502,85 +503,18 @@ class Factorization {
     }
   }
 
-  // ---- checks by random probes: E‖R ω‖² = ‖R‖_F² for ω of random signs (Hutchinson 1990) ----
-
-  ANISO_APART void check() {
-    combine(b(), q_, false, along());
-    images_of(ChosenRows{b(), q_, order()}, returned(), q_, along());
-    const double defect_long = defect();
+  ANISO_APART void check() const {
+    const Probes<Team> probes(team_, order(), returned(), images());
+    const double defect_long = probes.defect(b(), q_, along());  // leaves ω Vᵀ there
     // ω S Z - ω Vᵀ Aᵀ
-    combine(z(), p_, true, across());
-    job_.rotate ? images_of(RowsOf{loaded(), q_}, p_, q_, along())
-                : images_of(RowsOfA{a_, true}, p_, q_, along());
-    const double residual = distance(scalbn(1.0, lifted_ - exponent_));
-    combine(z(), p_, false, across());
-    images_of(ChosenRows{z(), p_, order()}, returned(), p_, across());
-    const double defect_short = defect();
+    probes.combine(z(), p_, norms(), across());
+    job_.rotate ? probes.set_images(RowsOf{loaded(), q_}, p_, q_, along())
+                : probes.set_images(RowsOfA{a_, true}, p_, q_, along());
+    const double residual = probes.distance(across(), p_, scalbn(1.0, lifted_ - exponent_));
+    const double defect_short = probes.defect(z(), p_, across());
     if (team_.thread() != 0) return;
-    const double larger = fmax(defect_long, defect_short);
-    job_.out.checks[index_] = sqrt(residual / kProbes) / (norm_ > 0.0 ? norm_ : 1.0);
-    job_.out.checks[job_.x.b + index_] = sqrt(larger / kProbes);
-  }
-
-  /// out [kProbes, length] = Σ_j ω_j (σ_j) rows_j over the rows returned.
-  ANISO_PHASE void combine(const double* rows, int length, bool weighted, double* out) const {
-#pragma unroll 1
-    for (int c = team_.thread(); c < length; c += team_.threads()) {
-      double sums[kProbes] = {};
-#pragma unroll 1
-      for (int j = 0; j < returned(); ++j) {
-        const int row = order()[j];
-        const double entry = rows[int64_t{row} * length + c] * (weighted ? norms()[row] : 1.0);
-#pragma unroll
-        for (int probe = 0; probe < kProbes; ++probe) sums[probe] += entry * probe_sign(j, probe);
-      }
-#pragma unroll
-      for (int probe = 0; probe < kProbes; ++probe) out[int64_t{probe} * length + c] = sums[probe];
-    }
-    team_.sync();
-  }
-
-  /// images() [kProbes, count] = probes rowsᵀ.
-  template <class Rows>
-  ANISO_PHASE void images_of(const Rows& rows, int count, int length, const double* probes) const {
-#pragma unroll 1
-    for (int j = team_.warp(); j < count; j += Team::kWarps) {
-      double sums[kProbes] = {};
-#pragma unroll 1
-      for (int c = team_.lane(); c < length; c += team_.lanes()) {
-        const double entry = rows(j, c);
-#pragma unroll
-        for (int probe = 0; probe < kProbes; ++probe) {
-          sums[probe] += entry * probes[int64_t{probe} * length + c];
-        }
-      }
-#pragma unroll
-      for (int probe = 0; probe < kProbes; ++probe) {
-        const double total = team_.warp_sum(sums[probe]);
-        if (team_.lane() == 0) images()[probe * count + j] = total;
-      }
-    }
-    team_.sync();
-  }
-
-  /// Σ over probes of ‖images - ω‖².
-  ANISO_PHASE double defect() const {
-    double total = 0.0;
-    for (int i = team_.thread(); i < kProbes * returned(); i += team_.threads()) {
-      const double rest = images()[i] - probe_sign(i % returned(), i / returned());
-      total += rest * rest;
-    }
-    return team_.sum(total);
-  }
-
-  /// ‖across - scale · images‖²
-  ANISO_PHASE double distance(double scale) const {
-    double total = 0.0;
-    for (int i = team_.thread(); i < kProbes * p_; i += team_.threads()) {
-      const double rest = across()[i] - scale * images()[i];
-      total += rest * rest;
-    }
-    return team_.sum(total);
+    job_.out.checks[index_] = residual / (norm_ > 0.0 ? norm_ : 1.0);
+    job_.out.checks[job_.x.b + index_] = fmax(defect_long, defect_short);
   }
 
   // ---- results ----
