@@ -11,41 +11,35 @@ from aniso._distributions import RowSampler
 from aniso._files import refuse_too_large, writable_folder
 from aniso.dumps import DumpWriter
 from aniso.errors import InputError
-from aniso.models import TextModel, attach, capture, count_tokens, run_texts
+from aniso.models import CaptureOptions, TextModel, attach, count_tokens, run_texts
 from aniso.ops import select_backend
 from aniso.progress import Progress, ProgressMode
 from aniso.transform import SoftDecay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import torch
 
-    from aniso._names import Selection
     from aniso.metrics import LayerMetrics
     from aniso.models import Capture
     from aniso.models.inputs import Groups
     from aniso.report import Report
     from aniso.state import LayerState, SketchState
 
+_DEFAULT = CaptureOptions()
+
 
 def capture_texts(
     loaded: TextModel,
     texts: Sequence[str],
     provenance: Mapping[str, Any],
+    options: CaptureOptions = _DEFAULT,
     *,
-    layers: Selection = None,
-    sites: str | Iterable[str] = "residual",
     out: Path | None = None,
     save: Path | None = None,
     soft_decay: Mapping[str, float] | None = None,
-    exclude_special_tokens: bool = False,
-    exclude_token_ids: Iterable[int] = (),
-    max_norm_multiple: float | None = None,
-    gram: bool = True,
-    groups: Groups | None = None,
-    memory: str | int | None = None,
     batch_size: int = 32,
     progress: ProgressMode = True,
     announce: Callable[[str], None] = lambda text: None,
@@ -56,41 +50,20 @@ def capture_texts(
         loaded: The model, from `load_model`.
         texts: What to run.
         provenance: What the report says of model and text.
-        layers: Names, globs or positions of the layers.
-        sites: What is read of every layer; see `capture`.
+        options: What is read and kept of which layers.
         out: Folder for results.json, report.html and the states.
         save: Folder of a dump to write the rows to as well; refused where they do not fit.
         soft_decay: α of the SoftDecay put on layers, by name, glob or position; what is captured
             is behind it.
-        exclude_special_tokens: Leave out [CLS], [SEP] and the like.
-        exclude_token_ids: Further token ids to leave out.
-        max_norm_multiple: Leave out rows whose norm is over this multiple of the median.
-        gram: Keep second moments.
-        groups: Keep sums per "token_ids", "sentence" or "position" too.
-        memory: What the states may take on each device; see `capture`.
         batch_size: Texts per call of the model.
         progress: Show progress on stderr; "json" for JSON lines.
         announce: Called with what the states take, before the run.
     """
-    decays, left_out = soft_decay or {}, list(exclude_token_ids)
+    decays = soft_decay or {}
     transforms = {layer: SoftDecay(alpha) for layer, alpha in decays.items()}
-    run = capture(
-        loaded.model,
-        layers,
-        sites=sites,
-        exclude_special_tokens=exclude_special_tokens,
-        exclude_token_ids=left_out,
-        max_norm_multiple=max_norm_multiple,
-        tokenizer=loaded.tokenizer,
-        gram=gram,
-        groups=groups,
-        memory=memory,
-    )
+    run = options.start(loaded.model, loaded.tokenizer)
     if save is not None:
-        special = loaded.tokenizer.all_special_ids if exclude_special_tokens else []
-        tokens = count_tokens(loaded, texts, [*left_out, *special])
-        needed = tokens * _row_bytes(run, loaded.model.dtype)
-        refuse_too_large(needed, save, f"the rows of {tokens:,} tokens in {len(run.layers)} layers")
+        _refuse_too_many_rows(loaded, texts, options, run, save)
     sampler = RowSampler(then=None if save is None else DumpWriter(save, run.layers))
     run.write_to(sampler)
     folder = None if out is None else writable_folder(out)
@@ -105,25 +78,43 @@ def capture_texts(
     states = run.finished()
     if not any(state.moments.rows for state in states.values()):
         raise InputError("no token is left to analyse; take longer texts or a longer max-length")
-    backend = select_backend("row_moments", next(iter(states.values())).moments.sums).name
+    computed, drawn = run.compute(), sampler.distributions(states)
+    note = f"{cut:,} of {len(texts):,} texts were cut to {loaded.max_length} tokens"
+    notes = [*([note] if cut else []), *_left_out_notes(computed)]
+    counts = {"texts": len(texts), "texts_cut_short": cut, "max_length": loaded.max_length}
+    facts = {**provenance, **counts, **_provenance(run, states, options, decays)}
+    report = report_of(states, facts, notes, drawn, computed)
+    report = replace(report, facts=_facts(run, states, options.groups))
+    if folder is not None:
+        write_results(report, states, folder)
+    return report
+
+
+def _refuse_too_many_rows(
+    loaded: TextModel, texts: Sequence[str], options: CaptureOptions, run: Capture, save: Path
+) -> None:
+    """Raises InputError where the rows to be saved do not fit the disk."""
+    tokens = count_tokens(loaded, texts, options.excluded(loaded.model, loaded.tokenizer))
+    needed = tokens * _row_bytes(run, loaded.model.dtype)
+    refuse_too_large(needed, save, f"the rows of {tokens:,} tokens in {len(run.layers)} layers")
+
+
+def _provenance(
+    run: Capture,
+    states: Mapping[str, LayerState],
+    options: CaptureOptions,
+    decays: Mapping[str, float],
+) -> dict[str, Any]:
+    """What the report says of how the rows were taken."""
+    sums = next(iter(states.values())).moments.sums
     facts = {
-        "texts": len(texts),
-        "texts_cut_short": cut,
-        "max_length": loaded.max_length,
-        "special_tokens": "left out" if exclude_special_tokens else "counted",
-        "backend": backend,
+        "special_tokens": "left out" if options.exclude_special_tokens else "counted",
+        "backend": select_backend("row_moments", sums).name,
         "memory": str(run.memory),
     }
     if decays:
         facts["soft_decay"] = ", ".join(f"{layer}={alpha:g}" for layer, alpha in decays.items())
-    note = f"{cut:,} of {len(texts):,} texts were cut to {loaded.max_length} tokens"
-    computed, drawn = run.compute(), sampler.distributions(states)
-    notes = [*([note] if cut else []), *_left_out_notes(computed)]
-    report = report_of(states, {**provenance, **facts}, notes, drawn, computed)
-    report = replace(report, facts=_facts(run, states, groups))
-    if folder is not None:
-        write_results(report, states, folder)
-    return report
+    return facts
 
 
 def _row_bytes(run: Capture, dtype: torch.dtype) -> int:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 _CHECKPOINT_SECONDS = 120.0
 # Blocks of a leaf of the fixed tree: merging one costs little beside folding them.
-_LEAF_BLOCKS = 16
+_LEAF_BLOCKS = 8
+# Where the rows of an earlier result stand: before all leaves, a sibling of none.
+_EARLIER = (0, -1)
 
 
 class NonfiniteRowError(InputError):
@@ -43,7 +45,6 @@ class Fold:
         gram: Keep second moments.
         strict: Raise at the first non-finite row.
         resume: Take over what an earlier run left.
-        deterministic: Merge leaves of a fixed size in a fixed tree.
     """
 
     def __init__(
@@ -54,13 +55,11 @@ class Fold:
         gram: bool,
         strict: bool,
         resume: bool,
-        deterministic: bool,
     ) -> None:
         share = f"{ranks.rank}-of-{ranks.world}" if ranks.world > 1 else ""
         self.checkpoints = Checkpoints(out, share)
         self._out = out
         self._ranks, self._gram, self._strict, self._resume = ranks, gram, strict, resume
-        self._leaf_blocks = _LEAF_BLOCKS if deterministic else 0
 
     @property
     def after_interrupt(self) -> str:
@@ -87,7 +86,7 @@ class Fold:
         if finished is not None:
             shown.skip(finished.moments.rows if self._ranks.rank == 0 else 0)
             return StateTree({(0, 0): finished} if self._ranks.rank == 0 else {})
-        work = self._ranks.share(self._leaves(blocks))
+        work = self._ranks.share(_leaves(blocks))
         mine = [step for leaf in work for step in leaf]
         tree = self._resumed(name, blocks, [step.block for step in mine])
         done = blocks_done(tree, [step.block for step in mine])
@@ -101,18 +100,6 @@ class Fold:
             self.checkpoints.save(name, tree)
             raise
         return tree
-
-    def _leaves(self, blocks: list[StoredBlock]) -> list[list[_Step]]:
-        """The blocks of each leaf: all of a process's share, or as many as a fixed tree's has."""
-        count = len(blocks)
-        if self._leaf_blocks:
-            cuts = [*range(0, count, self._leaf_blocks), count]
-        else:
-            cuts = [count * i // self._ranks.world for i in range(self._ranks.world + 1)]
-        return [
-            [_Step(i, block, last=j == b - 1) for j, block in enumerate(blocks[a:b], a)]
-            for i, (a, b) in enumerate(pairwise(cuts))
-        ]
 
     def _fold(
         self,
@@ -168,8 +155,8 @@ class Fold:
             return tree
         earlier = self.checkpoints.finished(name, blocks)
         # Rows that were added to a dump go on where its result stopped.
-        alone = self._ranks.world == 1 and not self._leaf_blocks
-        return StateTree({(0, 0): earlier} if earlier and alone and self._fits(earlier) else {})
+        alone = self._ranks.world == 1
+        return StateTree({_EARLIER: earlier} if earlier and alone and self._fits(earlier) else {})
 
     def _fits(self, state: LayerState) -> bool:
         clean = not (self._strict and state.moments.nonfinite_rows)
@@ -187,6 +174,15 @@ class _Step:
     @property
     def place(self) -> tuple[int, int]:
         return 0, self.leaf
+
+
+def _leaves(blocks: list[StoredBlock]) -> list[list[_Step]]:
+    """The blocks of each leaf, as many for any number of processes."""
+    cuts = pairwise([*range(0, len(blocks), _LEAF_BLOCKS), len(blocks)])
+    return [
+        [_Step(i, block, last=j == b - 1) for j, block in enumerate(blocks[a:b], a)]
+        for i, (a, b) in enumerate(cuts)
+    ]
 
 
 def _mask_of(block: DumpBlock) -> Tensor | None:

@@ -159,8 +159,8 @@ class Grams:
         for gram, total, step, n in zip(
             (self.raw, self.unit), self.totals, self.pilot - pilot, counts, strict=True
         ):
-            cross = torch.outer(total, step)
-            moved.append(gram + cross + cross.T + n * torch.outer(step, step))
+            half = total + 0.5 * n * step
+            moved.append(torch.addr(gram, half, step).addr_(step, half))
         number = torch.tensor(counts, dtype=torch.float64, device=self.totals.device)[:, None]
         totals = self.totals + number * (self.pilot - pilot)
         return Grams(pilot, moved[0], moved[1], totals, self.noise)

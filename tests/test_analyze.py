@@ -32,7 +32,9 @@ def same_metrics(actual, expected, rtol=1e-12):
     assert list(actual.layers) == list(expected.layers)
     for name, layer in expected.layers.items():
         assert actual.layers[name].counts == layer.counts
-        assert metrics_of(actual, name) == pytest.approx(layer.metrics, rel=rtol, nan_ok=True)
+        # A skewness may vanish: its terms are of order one.
+        same = pytest.approx(layer.metrics, rel=rtol, abs=rtol / 10, nan_ok=True)
+        assert metrics_of(actual, name) == same
 
 
 def test_every_layer_is_the_reference_of_its_rows(tmp_path):
@@ -64,7 +66,7 @@ def test_layers_are_chosen(tmp_path):
     assert list(quiet(path, layers=["h.1*", -1]).layers) == ["h.1", "h.10"]
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(split=st.integers(1, 56), seed=st.integers(0, 99))
 def test_dumps_sum_and_their_order_does_not_matter(tmp_path_factory, split, seed):
     folder = tmp_path_factory.mktemp("sum")

@@ -23,6 +23,7 @@ from aniso import reference
 from aniso._capture_run import capture_texts
 from aniso.cli import main
 from aniso.models import (
+    CaptureOptions,
     TextModel,
     hook_points,
     load_model,
@@ -209,7 +210,7 @@ def test_command_line_on_saved_models(make, minilm, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "rules", [{}, {"exclude_special_tokens": True, "exclude_token_ids": [1996]}]
+    "rules", [{}, {"exclude_special_tokens": True, "exclude_token_ids": (1996,)}]
 )
 def test_rows_that_do_not_fit_the_disk_are_refused_before_the_run(
     minilm, demo_texts, tmp_path, monkeypatch, rules
@@ -217,8 +218,8 @@ def test_rows_that_do_not_fit_the_disk_are_refused_before_the_run(
     def saved(free, folder):
         usage = SimpleNamespace(free=free)
         monkeypatch.setattr("aniso._files.shutil.disk_usage", lambda place: usage)
-        options = {"layers": [0, 3], "save": folder, "progress": False, **rules}
-        capture_texts(minilm, demo_texts[:5], {}, **options)
+        options = CaptureOptions([0, 3], **rules)
+        capture_texts(minilm, demo_texts[:5], {}, options, save=folder, progress=False)
         return aniso.open_dump(folder)
 
     dump = saved(1 << 60, tmp_path / "first")
@@ -243,7 +244,8 @@ def test_a_glob_means_layers_before_the_modules_inside_them(minilm, demo_texts):
 
 def test_texts_cut_short_are_announced(minilm, demo_texts, tmp_path):
     short = TextModel(minilm.model, minilm.tokenizer, 8)
-    report = capture_texts(short, demo_texts[:5], {}, gram=False, progress=False)
+    options = CaptureOptions(gram=False)
+    report = capture_texts(short, demo_texts[:5], {}, options, progress=False)
     assert report.notes == ("5 of 5 texts were cut to 8 tokens",)
     assert report.layers["embeddings"].counts["rows"] == 40
 

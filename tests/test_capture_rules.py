@@ -14,7 +14,7 @@ import aniso
 from aniso import reference
 from aniso._capture_run import capture_texts
 from aniso.cli import main
-from aniso.models import packaged_model
+from aniso.models import CaptureOptions, packaged_model
 from aniso.models.layer_sums import far_rows
 from aniso.models.memory import parse_bytes
 
@@ -316,9 +316,10 @@ def test_the_command_line_reports_both_numbers_groups_and_sites(
 
 
 def test_the_command_line_bounds_what_a_sketch_has_not_seen(minilm, demo_texts):
-    options = {"layers": [5], "progress": False}
-    exact = capture_texts(minilm, demo_texts[:8], {}, **options)
-    sketched = capture_texts(minilm, demo_texts[:8], {}, memory="1MB", **options)
+    exact, sketched = (
+        capture_texts(minilm, demo_texts[:8], {}, options, progress=False)
+        for options in (CaptureOptions([5]), CaptureOptions([5], memory="1MB"))
+    )
     (name,) = exact.layers
     found = sketched.facts[name]["sketch"]
     assert found["size"] == 128 and "rankme" not in sketched.layers[name].metrics

@@ -12,6 +12,7 @@ from dump_helpers import rows, shared_cli, strict_json, write_npy, write_shard
 import aniso
 from aniso._capture_run import capture_texts
 from aniso._distributions import BINS, SAMPLED_ROWS, dump_distributions
+from aniso.models import CaptureOptions
 from aniso.report import Report, distribution_of
 
 
@@ -89,7 +90,8 @@ def test_rows_of_several_files_are_numbered_through(tmp_path):
 
 def test_a_capture_draws_rows_and_still_saves_all(minilm, tmp_path):
     texts = ["A sentence of some words.", "Another one, longer than the first.", "Short."] * 40
-    report = capture_texts(minilm, texts, {}, layers=[0, 3], save=tmp_path / "dump", progress=False)
+    options = CaptureOptions(layers=[0, 3])
+    report = capture_texts(minilm, texts, {}, options, save=tmp_path / "dump", progress=False)
     again = analysed(tmp_path / "dump")
     assert list(report.distributions) == list(report.layers) == list(again.layers)
     for name, one in report.distributions.items():

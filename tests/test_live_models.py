@@ -133,6 +133,31 @@ def test_layers_that_never_run_are_named(model, minilm):
     assert clean(model)
 
 
+def test_a_device_map_that_offloads_layers(model, ids, tmp_path):
+    """The weights of such layers lie nowhere until their module runs."""
+    model.save_pretrained(tmp_path / "model")
+    places = {"embeddings": "cpu", "encoder.layer.0": "disk", LAYER: "cpu"}
+    options = {"device_map": places, "offload_folder": tmp_path / "offloaded"}
+    spread = BertModel.from_pretrained(tmp_path / "model", add_pooling_layer=False, **options)
+    spread.eval()
+    assert {p.device.type for p in spread.parameters()} == {"cpu", "meta"}
+    runs = []
+    for one in (model, spread):
+        with aniso.capture(one) as run:
+            plain = last(one, input_ids=ids)
+        runs.append(run.compute())
+        assert str(run.memory).startswith("states of 3 × ") and " on cpu" in str(run.memory)
+    for name, layer in runs[0].items():
+        assert runs[1][name].metrics == pytest.approx(layer.metrics, rel=1e-9, nan_ok=True)
+    for layer in ("embeddings", "encoder.layer.0", LAYER):
+        found = []
+        for one in (model, spread):
+            with aniso.attach(one, layer, aniso.SoftDecay(mode="continuous")):
+                found.append(last(one, input_ids=ids))
+        assert torch.equal(*found) and not torch.equal(found[0], plain)
+    assert torch.equal(last(spread, input_ids=ids), plain)
+
+
 def test_tokens_that_are_not_finite(model, ids):
     """Capture counts them and leaves them out; SoftDecay names the layer; both leave no hook."""
     bad = torch.zeros(3, 7, 1, dtype=torch.bool)

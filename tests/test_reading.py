@@ -82,7 +82,7 @@ def test_the_end_of_the_file_is_told(tmp_path, scratch, state):
         forget(path)
     with pytest.raises(InputError, match="file ends at byte 20000, inside its rows"):
         read_pages(path, 10, 20_000, scratch)
-    with FileReads(path) as file, pytest.raises(InputError, match="ends at byte 30000"):
+    with FileReads(path) as file, pytest.raises(InputError, match="ends at byte 20000"):
         file.fill(memoryview(bytearray(8)), 30_000, 8)
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,20 +38,23 @@ def stack(*means, **more):
     [
         (
             stack(0.1, 0.6, 0.62, 0.59, 0.2, rogue=4),
-            r"h\.1 to h\.3 are most alike: mean cosine 0\.60, "
-            r"half of it from 2 rogue dimensions of 100 \(3, 10\)\.",
+            r"The rows of h\.1 to h\.3 are most alike: mean cosine 0\.60, "
+            r"50% of it from 2 rogue dimensions of 100 \(indices 3, 10\)\.",
         ),
         (
             stack(0.1, 0.9, rogue=1),
-            r"h\.1 is most alike: mean cosine 0\.90, "
-            r"half of it from 1 rogue dimension of 100 \(3\)\.",
+            r"The rows of h\.1 are most alike: mean cosine 0\.90, "
+            r"100% of it from 1 rogue dimension of 100 \(index 3\)\.",
         ),
         (
             stack(0.3, 0.5),
-            r"h\.1 is .* 0\.50, made by no few dimensions \(the largest 10 make 10% of it\)\.",
+            r".* h\.1 are .* 0\.50, made by no few dimensions \(the largest 10 make 10% of it\)\.",
         ),
-        (stack(-0.2, -0.1), r"h\.1 is most alike: mean cosine -0\.10\."),
-        (stack(math.nan, 0.5, 0.2, rogue=1), r"h\.1 is most alike: mean cosine 0\.50, half.*"),
+        (stack(-0.2, -0.1), r"The rows of h\.1 are most alike: mean cosine -0\.10\."),
+        (
+            stack(math.nan, 0.5, 0.2, rogue=1),
+            r".* h\.1 are most alike: mean cosine 0\.50, 100% of.*",
+        ),
         (stack(0.5), ""),
         (stack(math.nan, math.nan), ""),
         ({}, ""),
@@ -172,3 +176,18 @@ def test_full_text_where_it_is_shown(monkeypatch):
     show_report(Report(stack(0.1, 0.2, 0.3, 0.6), {}), None, json_lines=False)
     stream.flush()
     assert "█" in stream.buffer.getvalue().decode()
+
+
+def test_singular_values_under_the_floor_are_bounds_not_numbers():
+    layers = stack(0.1, 0.5)
+    for name, smallest in (("h.0", 1e-12), ("h.1", 1e-3)):
+        sigma = np.array([2.0, 1.0, smallest])
+        layers[name] = replace(layers[name], singular_values=sigma, resolution_floor=2e-5)
+    page = Report(layers, {}).to_html()
+    assert "3 of 3 singular values lie above the resolution floor of 1.0e-05" in page
+    assert "h.0 has 1 under its floor." in page
+    assert "&lt; 1.0e-05" in page and "5.0e-13" not in page
+    assert page.count('<span class="kind">bounded</span>') == 2
+    layers["h.0"] = layers["h.1"]
+    page = Report(layers, {}).to_html()
+    assert "under its floor" not in page and '<span class="kind">bounded</span>' not in page

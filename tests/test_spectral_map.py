@@ -324,6 +324,22 @@ def test_inference_mode_gives_the_same():
     assert torch.equal(y, aniso.spectral_map(x.requires_grad_(), torch.tanh))
 
 
+@pytest.mark.parametrize("shape", [(9, 40), (40, 9)])
+def test_what_an_earlier_call_left_in_the_scratch_does_not_count(shape):
+    x = torch.randn(2, *shape, requires_grad=True)
+    mask = torch.arange(shape[0]) < torch.tensor([[shape[0]], [5]])
+
+    def results():
+        y = aniso.spectral_map(x, torch.tanh, mask=mask)
+        return y.detach(), *torch.autograd.grad(y.sum(), x)
+
+    expected = results()
+    with pytest.raises(aniso.InputError):
+        aniso.spectral_map(torch.full((4, 60, 60), torch.nan), torch.tanh)
+    for found, true in zip(results(), expected, strict=True):
+        assert torch.equal(found, true)
+
+
 def test_bad_input_is_named():
     x = torch.randn(3, 4, 5)
     x[1, 2, 0] = float("inf")

@@ -24,7 +24,7 @@ from aniso.cli._show import progress_mode, show_report
 @click.option("--strict", is_flag=True, help="Stop at the first row with NaN or infinite values.")
 @click.option("--resume/--no-resume", default=True, help="Go on from the states in --out.")
 @click.option(
-    "--deterministic", is_flag=True, help="The same bits from any number of torchrun's processes."
+    "--deterministic", is_flag=True, help="One thread per process, also for torch's own products."
 )
 @click.option("--json", "json_lines", is_flag=True, help="Print JSON, progress as JSON lines.")
 def command(

@@ -92,26 +92,29 @@ def command(
     import torch
 
     from aniso._capture_run import capture_texts
-    from aniso.models import load_model, read_texts
+    from aniso.models import CaptureOptions, load_model, read_texts
 
     texts = read_texts(text)
     chosen = None if dtype == "auto" else getattr(torch, dtype)
     loaded = load_model(model, device=device, dtype=chosen, max_length=max_length)
+    options = CaptureOptions(
+        layers=layers or None,
+        sites=[site.strip() for site in sites.split(",")],
+        exclude_special_tokens=exclude_special_tokens,
+        exclude_token_ids=exclude_token_id,
+        max_norm_multiple=max_norm_multiple,
+        gram=not no_gram,
+        groups=groups,
+        memory=memory,
+    )
     report = capture_texts(
         loaded,
         texts,
         {"model": model, "text": str(text)},
-        layers=layers or None,
-        sites=[site.strip() for site in sites.split(",")],
+        options,
         out=out,
         save=save,
         soft_decay=dict(_layer_alpha(item) for item in soft_decay),
-        exclude_special_tokens=exclude_special_tokens,
-        exclude_token_ids=exclude_token_id,
-        max_norm_multiple=max_norm_multiple,
-        groups=groups,
-        memory=memory,
-        gram=not no_gram,
         batch_size=batch_size,
         progress=progress_mode(json_lines),
         announce=_announce_json if json_lines else _announce,

@@ -25,15 +25,15 @@ def command(out: Path, json_lines: bool) -> None:
     """Capture a sentence encoder on sample text, analyse it, write the report."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from aniso._capture_run import capture_texts
-    from aniso.models import load_model, packaged_model, read_texts
+    from aniso.models import CaptureOptions, load_model, packaged_model, read_texts
 
     loaded = load_model(str(packaged_model()))
     report = capture_texts(
         loaded,
         read_texts(_TEXT),
         {"model": "all-MiniLM-L6-v2", "text": "sample sentences of aniso"},
+        CaptureOptions(groups="token_ids"),
         out=out,
-        groups="token_ids",
         progress=progress_mode(json_lines),
     )
     show_report(report, out, json_lines)

@@ -90,7 +90,7 @@ class FileReads:
         while done < needed:
             count = self._read(memory[done:], offset + done)
             if count == 0:
-                raise _cut(self.path, offset + done)
+                raise _cut(self.path, os.fstat(self._cached).st_size)
             done += count
 
     def _read(self, memory: memoryview, offset: int) -> int:
@@ -105,10 +105,10 @@ class FileReads:
 
 
 def refuse_cut(path: Path, size: int) -> None:
-    """For files that are mapped: touching what lies beyond their end kills the process.
+    """Tells why a library failed that was in the middle of a file.
 
     Raises:
-        InputError: the file has fewer bytes than when it was mapped, or is gone.
+        InputError: the file has fewer bytes than when it was opened, or is gone.
     """
     try:
         left = path.stat().st_size

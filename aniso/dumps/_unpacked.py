@@ -1,13 +1,12 @@
 """What compressed data say they unpack to, read before a library takes memory for it.
 
-Parquet (apache/parquet-format, `PageHeader` in compact Thrift), Arrow (`Message.fbs`, flatbuffers
-that pyarrow has verified), Zstandard (RFC 8878), Blosc (c-blosc, README_CHUNK_FORMAT).
+Parquet (apache/parquet-format, `PageHeader` in compact Thrift), Zstandard (RFC 8878), Blosc
+(c-blosc, README_CHUNK_FORMAT).
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from aniso.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 # Rows of activations shrink to half at best, columns of one value a thousandfold.
@@ -157,97 +155,14 @@ class _Thrift:
         return self._data[begin : self.at]
 
 
-class _Flat:
-    """A table of a flatbuffer."""
-
-    def __init__(self, data: bytes, at: int) -> None:
-        self._data, self._at = data, at
-
-    @classmethod
-    def root(cls, data: bytes) -> _Flat:
-        """The table that the buffer begins with."""
-        return cls(data, _unpack("<I", data, 0))
-
-    def _place(self, field: int) -> int:
-        """Where a field's value lies; 0 when it is left out."""
-        table = self._at - _unpack("<i", self._data, self._at)
-        inside = 4 + 2 * field < _unpack("<H", self._data, table)
-        offset = _unpack("<H", self._data, table + 4 + 2 * field) if inside else 0
-        return self._at + offset if offset else 0
-
-    def number(self, field: int, form: str) -> int:
-        """A number of that struct format."""
-        place = self._place(field)
-        return _unpack(form, self._data, place) if place else 0
-
-    def table(self, field: int) -> _Flat | None:
-        """The table that a field points to."""
-        place = self._place(field)
-        return _Flat(self._data, place + _unpack("<I", self._data, place)) if place else None
-
-    def structs(self, field: int, form: str) -> Iterator[tuple[int, ...]]:
-        """The structs of a vector."""
-        place = self._place(field)
-        if place:
-            begin = place + _unpack("<I", self._data, place)
-            for i in range(_unpack("<I", self._data, begin)):
-                yield struct.unpack_from(form, self._data, begin + 4 + i * struct.calcsize(form))
-
-
-def _unpack(form: str, data: bytes, at: int) -> int:
-    value: int = struct.unpack_from(form, data, at)[0]
-    return value
-
-
-def arrow_blocks(footer: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Begin and size of the dictionaries and of the record batches that a file's footer lists."""
-    table = _Flat.root(footer)
-    dictionaries, batches = (
-        [(begin, head + body) for begin, head, body in table.structs(field, "<qi4xq")]
-        for field in (2, 3)
-    )
-    return dictionaries, batches
-
-
-def arrow_rows(metadata: bytes, body: memoryview, path: Path) -> int | None:
-    """Rows of a record batch; None for another message.
-
-    Raises:
-        InputError: its buffers unpack to an absurd size.
-    """
-    message = _Flat.root(metadata)
-    kind, batch = message.number(1, "<B"), message.table(2)
-    if batch is not None and kind == 2:
-        batch = batch.table(1)
-    if batch is None or kind not in (2, 3):
-        return None
-    buffers, size = list(batch.structs(2, "<qq")), len(body)
-    if batch.table(3) is not None:
-        size = sum(_arrow_size(body, *buffer) for buffer in buffers)
-        refuse_unpacking(size, len(body), f"{path} has a batch that")
-    rows = batch.number(0, "<q") if kind == 3 else 0
-    # A row of a layer has two bytes or more.
-    if not 0 <= rows <= size:
-        raise InputError(f"{path} states {rows:,} rows in {size:,} bytes; write it again")
-    return rows if kind == 3 else None
-
-
-def _arrow_size(body: memoryview, begin: int, size: int) -> int:
-    """What a buffer unpacks to: its first eight bytes, or -1 there when it is not packed."""
-    if size < 8 or not 0 <= begin <= len(body) - 8:
-        return 0
-    stated: int = struct.unpack_from("<q", body, begin)[0]
-    return size if stated < 0 else stated
-
-
 def unpacked_size(codec: str, data: bytes) -> int:
     """Bytes that compressed data unpack to, by their header; those of gzip are counted."""
     if codec in ("gzip", "zlib"):
         return _deflated_size(data)
     if codec == "blosc":
-        return _unpack("<I", data, 4) if len(data) >= 8 else 0
+        return int.from_bytes(data[4:8], "little")
     if codec == "lz4":
-        return _unpack("<I", data, 0) if len(data) >= 4 else 0
+        return int.from_bytes(data[:4], "little")
     return _zstd_size(data)
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import struct
+from bisect import bisect_right
+from io import BufferedReader, FileIO
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from aniso.dumps._arrow_messages import messages_of
 from aniso.dumps._file_reads import refuse_cut
 from aniso.dumps._optional import optional
 from aniso.dumps._part import Part
 from aniso.dumps._reason import reason
 from aniso.dumps._sidecar import read_sidecar
-from aniso.dumps._unpacked import ParquetPages, arrow_blocks, arrow_rows
+from aniso.dumps._unpacked import ParquetPages
 from aniso.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +33,6 @@ _BUFFER_BYTES = 1 << 20
 # Rows that are all alike pack well; beyond this the number is damaged.
 _ROWS_PER_BYTE = 1000
 _ALIKE_BYTES = 1 << 24
-_FILE_MAGIC = b"ARROW1"
 _DTYPES = {
     "double": torch.float64,
     "float": torch.float32,
@@ -81,62 +84,56 @@ class _Parquet:
 
 
 class _Ipc:
-    """An Arrow file or stream, mapped; a batch is unpacked when its rows are asked for."""
+    """An Arrow file or stream; a batch is read and unpacked when its rows are asked for."""
 
     def __init__(self, path: Path) -> None:
         self._arrow = optional("pyarrow", "parquet", path)
         self._ipc = optional("pyarrow.ipc", "parquet", path)
         self._path = path
-        self._mapped = self._arrow.memory_map(str(path)).read_buffer()
-        head = self._mapped[: len(_FILE_MAGIC)].to_pybytes()
-        self._is_file = head == _FILE_MAGIC
-        self.schema = self._open(None).schema
-        self._lengths = list(self._rows_of_file() if self._is_file else self._rows_of_stream())
+        self._is_file, messages = messages_of(path)
+        self._batches = [message for message in messages if message.rows is not None]
+        self._lengths = [message.rows or 0 for message in self._batches]
+        # A stream's schema, and the dictionaries that come before its first batch.
+        self._head = self._batches[0].begin if self._batches else path.stat().st_size
+        with self._source(0) as source:
+            self.schema = self._reader(source, None).schema
         self.rows = sum(self._lengths)
 
     def batches(self, column: str, start: int) -> Iterator[tuple[int, Any]]:
-        refuse_cut(self._path, len(self._mapped))
-        first, reader = 0, self._open(self.schema.get_field_index(column))
-        for i, count in enumerate(self._lengths):
-            refuse_cut(self._path, len(self._mapped))
-            if first + count > start:
+        ends = list(accumulate(self._lengths))
+        begin = bisect_right(ends, start)
+        with self._source(begin) as source:
+            reader = self._reader(source, [self.schema.get_field_index(column)])
+            for i in range(begin, len(ends)):
                 batch = reader.get_batch(i) if self._is_file else reader.read_next_batch()
                 for row in range(0, batch.num_rows, _BATCH_ROWS):
-                    refuse_cut(self._path, len(self._mapped))
-                    yield first + row, batch.column(0).slice(row, _BATCH_ROWS)
-            elif not self._is_file:
-                reader.read_next_batch()
-            first += count
+                    first = ends[i] - self._lengths[i] + row
+                    yield first, batch.column(0).slice(row, _BATCH_ROWS)
 
-    def _open(self, field: int | None) -> Any:
-        fields = None if field is None else [field]
+    def _source(self, batch: int) -> Any:
+        """The file, or the stream from that batch on."""
+        if self._is_file:
+            return self._arrow.OSFile(str(self._path))
+        begin = self._batches[batch].begin if batch < len(self._batches) else self._head
+        return _Stream(self._path, self._head, begin)
+
+    def _reader(self, source: Any, fields: list[int] | None) -> Any:
         options = self._ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-        source = self._arrow.BufferReader(self._mapped)
         opened = self._ipc.open_file if self._is_file else self._ipc.open_stream
         return opened(source, options=options)
 
-    def _rows_of_file(self) -> Iterator[int]:
-        size = len(self._mapped)
-        (length,) = struct.unpack("<i", self._mapped[size - 10 : size - 6].to_pybytes())
-        footer = self._mapped[size - 10 - length : size - 10].to_pybytes()
-        for blocks in arrow_blocks(footer):
-            for begin, count in blocks:
-                if begin < 0 or count <= 0 or begin + count > size:
-                    raise InputError(f"{self._path} has a batch outside the file; write it again")
-                source = self._arrow.BufferReader(self._mapped[begin : begin + count])
-                yield from self._rows_of(self._ipc.read_message(source))
 
-    def _rows_of_stream(self) -> Iterator[int]:
-        source = self._arrow.BufferReader(self._mapped)
-        for message in self._ipc.MessageReader.open_stream(source):
-            yield from self._rows_of(message)
+class _Stream(BufferedReader):
+    """An Arrow stream with the batches before one left out; no message reaches over the gap."""
 
-    def _rows_of(self, message: Any) -> Iterator[int]:
-        """The rows of a message that is a record batch."""
-        body = memoryview(message.body) if message.body is not None else memoryview(b"")
-        rows = arrow_rows(message.metadata.to_pybytes(), body, self._path)
-        if rows is not None:
-            yield rows
+    def __init__(self, path: Path, head: int, begin: int) -> None:
+        super().__init__(FileIO(path))
+        self._head, self._begin = head, begin
+
+    def read(self, count: int | None = -1, /) -> bytes:
+        if self.tell() == self._head:
+            self.seek(self._begin)
+        return super().read(count)
 
 
 def parquet_parts(path: Path) -> list[Part]:
@@ -247,6 +244,7 @@ class _Column:
     ) -> None:
         self._path, self._table, self._name = path, table, name
         self._width, self._dtype, self._errors = width, dtype, errors
+        self._size = path.stat().st_size
         self._batches: Iterator[tuple[int, Any]] = iter(())
         self._held: tuple[int, Tensor] | None = None
 
@@ -279,6 +277,7 @@ class _Column:
                     f"{self._path}, column {self._name!r}, ends before row {row}; write it again"
                 ) from error
             except self._errors as error:
+                refuse_cut(self._path, self._size)
                 raise InputError(
                     f"{self._path}, column {self._name!r}, cannot be read at row {row} "
                     f"({reason(error)}); write it again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from math import prod
 from tokenize import TokenError
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,10 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    from torch import Tensor
-
-    from aniso.dumps._file_reads import Scratch
-
 _MAGIC = b"\x93NUMPY"
 _DTYPES = {
     **{name: getattr(torch, name) for name in ("float64", "float32", "float16")},
@@ -59,7 +54,8 @@ def npy_parts(path: Path) -> list[Part]:
         dtype = dtype if dtype == torch.bfloat16 else None
     dim = shape[1] if len(shape) > 1 else 0
     extent = Extent(path, offset, dim, dtype or torch.uint8, swapped=stored.byteorder == _FOREIGN)
-    read = partial(_read_columns, extent, shape[0]) if in_columns and dim else extent.read
+    apart = shape[0] * extent.dtype.itemsize if shape else 0
+    read = extent.columns(apart) if in_columns and dim else extent.read
     return [Part(path.stem, path, "", shape, dtype, str(stored), read, single_rows=True)]
 
 
@@ -93,17 +89,3 @@ def _refuse_long_header(file: BinaryIO, version: int) -> None:
     file.seek(begin)
     if size > _HEADER_BYTES:
         raise ValueError(f"a header of {size:,} bytes")
-
-
-def _read_columns(
-    extent: Extent, rows: int, start: int, stop: int, scratch: Scratch | None = None
-) -> Tensor:
-    """Rows [start, stop) of an array stored column after column."""
-    size = extent.dtype.itemsize
-    out = torch.empty(stop - start, extent.dim, dtype=extent.dtype)
-    for i in range(extent.dim):
-        column = Extent(
-            extent.path, extent.offset + i * rows * size, 0, extent.dtype, swapped=extent.swapped
-        )
-        out[:, i] = column.read(start, stop)
-    return out

@@ -19,7 +19,10 @@ _STYLES = {"paper": "-", "continuous": "--"}
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; a label of "" stays out of the legend, style "" leaves the dots alone."""
+    """One curve; a label of "" stays out of the legend, style "" leaves the dots alone.
+
+    A broad one shows on both sides of another that lies upon it.
+    """
 
     label: str
     x: Sequence[float]
@@ -27,6 +30,7 @@ class Line:
     color: Any = None
     style: str = "-"
     dots: bool = True
+    broad: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ def _matplotlib() -> Any:
 
 def _draw_panel(axes: Any, panel: Panel) -> None:
     for line in panel.lines:
-        marks = {"marker": "o" if line.dots else "", "ms": 3, "ls": line.style}
+        marks: dict[str, Any] = {"marker": "o" if line.dots else "", "ms": 3, "ls": line.style}
+        marks |= {"lw": 5, "ms": 7, "alpha": 0.5} if line.broad else {}
         axes.plot(line.x, line.y, color=line.color, label=line.label or "_", **marks)
     if panel.ticks:
         places = range(0, len(panel.ticks), 1 + (len(panel.ticks) - 1) // _MOST_NAMES)

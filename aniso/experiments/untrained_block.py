@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 BIAS_NORMS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _STD = 0.02  # BERT's initialisation
 _LAYER_NORM_EPS = 1e-12  # BERT's
+# Title, vertical axis, lines as (label, attribute of BiasPoint), logarithmic axes.
+_PANELS = (
+    ("mean norm of the rows", "norm", (("before", "norm_in"), ("behind", "norm_out")), "xy"),
+    ("mean cosine of the rows", "cosine", (("before", "cosine_in"), ("behind", "cosine_out")), "x"),
+    ("attention logits", "logit", (("mean", "logit_mean"), ("deviation", "logit_std")), "xy"),
+    (
+        "entries of softmax rows",
+        "probability",
+        (("largest", "softmax_max"), ("smallest", "softmax_min")),
+        "x",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -127,43 +139,22 @@ class UntrainedBlockReport:
         return save_results(folder, "untrained-block", self.results(), self._svg)
 
     def _svg(self) -> str:
+        return draw([self._panel(*drawn) for drawn in _PANELS])
+
+    def _panel(self, title: str, y: str, lines: tuple[tuple[str, str], ...], log: str) -> Panel:
+        """Two lines, the first one broad: they meet over most of the sweep."""
         norms = [point.bias_norm for point in self.points]
-
-        def panel(title: str, y_label: str, lines: dict[str, str], log: str) -> Panel:
-            curves = [
-                Line(label, norms, [getattr(point, name) for point in self.points], color)
-                for (label, name), color in zip(lines.items(), ("tab:blue", "tab:red"), strict=True)
-            ]
-            return Panel(title, "norm N of the bias", curves, log=log, y=y_label)
-
-        return draw(
-            [
-                panel(
-                    "mean norm of the rows",
-                    "norm",
-                    {"before": "norm_in", "behind": "norm_out"},
-                    "xy",
-                ),
-                panel(
-                    "mean cosine of the rows",
-                    "cosine",
-                    {"before": "cosine_in", "behind": "cosine_out"},
-                    "x",
-                ),
-                panel(
-                    "attention logits",
-                    "logit",
-                    {"mean": "logit_mean", "deviation": "logit_std"},
-                    "xy",
-                ),
-                panel(
-                    "entries of softmax rows",
-                    "probability",
-                    {"largest": "softmax_max", "smallest": "softmax_min"},
-                    "x",
-                ),
-            ]
-        )
+        curves = [
+            Line(
+                label,
+                norms,
+                [getattr(point, name) for point in self.points],
+                color="tab:red" if place else "tab:blue",
+                broad=not place,
+            )
+            for place, (label, name) in enumerate(lines)
+        ]
+        return Panel(title, "norm N of the bias", curves, log=log, y=y)
 
 
 def untrained_block(

@@ -1,7 +1,7 @@
 """Hook points of models, live capture, and running models over texts."""
 
 from aniso.models.attach import Attachment, attach
-from aniso.models.capture import Capture, capture
+from aniso.models.capture import Capture, CaptureOptions, capture
 from aniso.models.hook_points import hook_points
 from aniso.models.packaged import packaged_model, verify_weights
 from aniso.models.sites import HookPoint
@@ -18,6 +18,7 @@ from aniso.models.texts import (
 __all__ = [
     "Attachment",
     "Capture",
+    "CaptureOptions",
     "HookPoint",
     "TextModel",
     "attach",

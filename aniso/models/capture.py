@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -27,6 +28,52 @@ if TYPE_CHECKING:
     from aniso.metrics import GroupCosine, LayerMetrics
     from aniso.models.sites import HookPoint
     from aniso.state import LayerState, SketchState
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """What `capture` reads and keeps; every attribute is its argument of that name.
+
+    Raises:
+        InputError: a multiple that is not above 1, or groups of no such kind.
+    """
+
+    layers: Selection = None
+    sites: str | Iterable[str] = "residual"
+    exclude_special_tokens: bool = False
+    exclude_token_ids: tuple[int, ...] = ()
+    max_norm_multiple: float | None = None
+    gram: bool = True
+    groups: Groups | None = None
+    memory: str | int | None = None
+
+    def __post_init__(self) -> None:
+        multiple = self.max_norm_multiple
+        if multiple is not None and not multiple > 1:
+            raise InputError(f"max_norm_multiple is {multiple}; it is a number above 1")
+        if self.groups is not None and self.groups not in get_args(Groups):
+            raise InputError(
+                f"groups is {self.groups!r}; use 'token_ids', 'sentence' or 'position'"
+            )
+
+    def excluded(self, model: nn.Module, tokenizer: Any) -> list[int]:
+        """Ids of the tokens that are left out."""
+        special = special_token_ids(model, tokenizer) if self.exclude_special_tokens else []
+        return [*self.exclude_token_ids, *special]
+
+    def start(self, model: nn.Module, tokenizer: Any = None) -> Capture:
+        """The capture of a model, not entered yet; raises as `capture` does."""
+        model = uncompiled(model)
+        excluded = self.excluded(model, tokenizer)
+        points = hook_points(model, self.layers, self.sites)
+        kind = StateKind(
+            gram=self.gram,
+            groups=self.groups is not None,
+            excludes=bool(excluded),
+            max_norm_multiple=self.max_norm_multiple,
+        )
+        plan = memory_plan(points, kind, self.memory)
+        return Capture(model, points, TokenFilter(model, excluded), plan, self.groups)
 
 
 class Capture:
@@ -291,27 +338,17 @@ def capture(
         ...     model(**batch)
         >>> run.compute()["encoder.layer.0"].metrics["mean_cosine"]  # doctest: +SKIP
     """
-    model = uncompiled(model)
-    _check(max_norm_multiple, groups)
-    excluded = list(exclude_token_ids)
-    if exclude_special_tokens:
-        excluded += special_token_ids(model, tokenizer)
-    points = hook_points(model, layers, sites)
-    kind = StateKind(
-        gram=gram,
-        groups=groups is not None,
-        excludes=bool(excluded),
+    options = CaptureOptions(
+        layers=layers,
+        sites=sites,
+        exclude_special_tokens=exclude_special_tokens,
+        exclude_token_ids=tuple(exclude_token_ids),
         max_norm_multiple=max_norm_multiple,
+        gram=gram,
+        groups=groups,
+        memory=memory,
     )
-    plan = memory_plan(points, kind, memory)
-    run = Capture(model, points, TokenFilter(model, excluded), plan, groups)
+    run = options.start(model, tokenizer)
     if save is not None:
         run.save_to(save)
     return run
-
-
-def _check(max_norm_multiple: float | None, groups: str | None) -> None:
-    if max_norm_multiple is not None and not max_norm_multiple > 1:
-        raise InputError(f"max_norm_multiple is {max_norm_multiple}; it is a number above 1")
-    if groups is not None and groups not in get_args(Groups):
-        raise InputError(f"groups is {groups!r}; use 'token_ids', 'sentence' or 'position'")

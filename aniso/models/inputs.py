@@ -205,9 +205,16 @@ def _fitted(tokens: Tensor, hidden: Tensor, call: _Call, name: str) -> Tensor:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where the first parameter or buffer of a module lies; the CPU where it has none."""
+    """Where the first parameter or buffer of a module lies; the CPU where it has none.
+
+    Weights that accelerate offloads have no place of their own: it is where their module runs.
+    """
     tensors = (*module.parameters(), *module.buffers())
-    return tensors[0].device if tensors else torch.device("cpu")
+    if tensors and tensors[0].device.type != "meta":
+        return tensors[0].device
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((place for place in places if place is not None), "cpu"))
 
 
 def _positional(model: nn.Module) -> list[str]:

@@ -38,8 +38,7 @@ precision, float32: both or neither. bounds [2, b, k] float64: below and above e
 [2, b] float64: residual and orthogonality (see `Certificate`), NaN without vectors. methods [b]
 int8: index into METHODS, or −1 where the matrix is not finite (its values are then NaN).
 
-On a GPU, float32 and half precision have a kernel of the Gram matrix, and of those of the tails;
-accuracy "high" is torch's.
+On a GPU every matrix has one thread block: its Gram matrix, those of its tails, or rotations.
 """
 
 
@@ -56,12 +55,13 @@ def _batched_svd(
 ) -> None:
     backend, high = _choose(x), accuracy == "high"
     results = (values, left, right, bounds, checks, methods)
-    if backend.name == "torch" or (backend.name == "cuda" and high):
+    if backend.name == "torch":
         _by_torch(x, *results)
         return
     if backend.name == "cuda":
-        _by_cuda(x.detach(), *results, refine=False)
-        _repair(x, results, partial(_by_cuda, refine=True))
+        _by_cuda(x.detach(), *results, effort="high" if high else "gram")
+        if not high and x.dtype != torch.float64:
+            _repair(x, results, partial(_by_cuda, effort="refined"))
     else:
         threads, isa = torch.get_num_threads(), backend.name.removeprefix("cpu-")
         _native.batched_svd_cpu(x.detach(), *results, high=high, threads=threads, isa=isa)
@@ -82,12 +82,12 @@ def _batched_svd_fake(
     torch._check(x.ndim == 3, lambda: "matrices are [b, m, n]")
 
 
-def _by_cuda(x: Tensor, *results: Tensor | None, refine: bool) -> None:
+def _by_cuda(x: Tensor, *results: Tensor | None, effort: str) -> None:
     with torch.cuda.device(x.device):
-        size = _native.batched_svd_workspace_bytes(x, results, refine=refine)
+        size = _native.batched_svd_workspace_bytes(x, results, effort=effort)
         space = torch.empty(size, dtype=torch.uint8, device=x.device)
         stream = torch.cuda.current_stream(x.device).cuda_stream
-        _native.batched_svd_cuda(x, results, refine=refine, workspace=space, stream=stream)
+        _native.batched_svd_cuda(x, results, effort=effort, workspace=space, stream=stream)
 
 
 def _repair(x: Tensor, results: tuple[Tensor | None, ...], solver: Callable[..., None]) -> None:
@@ -420,8 +420,6 @@ def _choose(x: Tensor) -> Backend:
     on_gpu = x.device.type == "cuda" and _native.has_cuda
     if x.device.type != "cpu" and not on_gpu:
         return Backend("torch", f"no kernel for {x.device.type}: torch.linalg in float64")
-    if on_gpu and x.dtype == torch.float64:
-        return Backend("torch", "a Gram matrix is no path for float64: torch.linalg")
     side, size = _native.batched_svd_max_side, _native.batched_svd_max_size
     if on_gpu:
         with torch.cuda.device(x.device):

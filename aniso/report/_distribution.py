@@ -58,12 +58,12 @@ def basis(found: Mapping[str, CosineHistogram]) -> str:
 
 
 def _cells(one: CosineHistogram) -> list[str]:
-    cells = [f"{one.min:.3f}"]
+    cells = [f"{one.min:z.3f}"]
     for q in QUANTILES:
         low, high = one.interval(q)
-        cells.append(f"{one.quantile(q):.3f} [{low:.2f}, {high:.2f}]")
+        cells.append(f"{one.quantile(q):z.3f} [{low:z.3f}, {high:z.3f}]")
     share = "all" if one.exact else f"{one.sampled_rows:,}"
-    return [*cells, f"{one.max:.3f}", f"{share} of {one.rows:,}" if share != "all" else share]
+    return [*cells, f"{one.max:z.3f}", f"{share} of {one.rows:,}" if share != "all" else share]
 
 
 def draw_distribution(found: Mapping[str, CosineHistogram], layers: Sequence[str]) -> Figure | None:

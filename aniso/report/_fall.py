@@ -23,7 +23,9 @@ def fall_rows(layers: Mapping[str, LayerMetrics]) -> list[tuple[str, list[str]]]
         if (sigma := spectrum_of(layer)) is not None:
             relative = (layer.resolution_floor or 0.0) / sigma[0]
             cells = [f"{k:,}" for k in directions(sigma)]
-            cells += [f"{sigma[-1] / sigma[0]:.1e}", f"{relative:.1e}" if relative else EMPTY]
+            last = sigma[-1] / sigma[0]
+            cells += [f"{last:.1e}" if last > relative else f"< {relative:.1e}"]
+            cells += [f"{relative:.1e}" if relative else EMPTY]
             found.append((name, [*cells, f"{_above(layer, sigma):,} of {len(sigma):,}"]))
     return found
 
@@ -43,8 +45,29 @@ def fall_sentence(name: str, layer: LayerMetrics) -> str:
         )
     return (
         f"In {name} the first singular direction holds {first:.0%} of the energy; half of it is in "
-        f"{half:,} and 90% in {most:,} of {layer.dim:,}{ends}."
+        f"{half:,} and 90% in {most:,} of {layer.dim:,} directions{ends}."
     )
+
+
+def unresolved_sentence(layers: Mapping[str, LayerMetrics], name: str) -> str:
+    """Return which layers besides `name` have singular values under the resolution floor."""
+    found = [(other, under) for other, under in unresolved(layers).items() if other != name]
+    if not found:
+        return ""
+    other, under = max(found, key=lambda one: one[1])
+    more = f" and {len(found) - 1:,} other layers have some" if len(found) > 1 else ""
+    return f" {other} has {under:,} under its floor{more}."
+
+
+def unresolved(layers: Mapping[str, LayerMetrics]) -> dict[str, int]:
+    """Return how many singular values lie under the resolution floor, of layers that have such."""
+    found = {}
+    for name, layer in layers.items():
+        sigma = spectrum_of(layer)
+        under = 0 if sigma is None else len(sigma) - _above(layer, sigma)
+        if under:
+            found[name] = under
+    return found
 
 
 def directions(sigma: np.ndarray) -> list[int]:

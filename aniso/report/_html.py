@@ -8,7 +8,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from aniso.report._distribution import QUANTILES, basis, quantile_rows
-from aniso.report._fall import ENERGIES, fall_rows, fall_sentence
+from aniso.report._fall import (
+    ENERGIES,
+    fall_rows,
+    fall_sentence,
+    unresolved,
+    unresolved_sentence,
+)
 from aniso.report._groups import group_rows, group_sentence
 from aniso.report._labels import row_notes, short_names
 from aniso.report._palette import variables
@@ -78,6 +84,7 @@ def render_html(report: Report) -> str:
         whole=_rows_of_all(layers),
         full=metric_rows(layers),
         fall=texts(FALL_HEADINGS, fall_rows(layers)),
+        fall_kind="bounded" if unresolved(layers) else "exact",
         quantiles=texts(QUANTILE_HEADINGS, quantile_rows(report.distributions, names)),
         sampled=basis(report.distributions),
         groups=texts(GROUP_HEADINGS, group_rows(report.groups, names, mean)),
@@ -128,8 +135,8 @@ def _kinds(report: Report) -> list[tuple[str, str]]:
     found = [
         (
             "exact",
-            "Every metric of the tables, and every figure marked so: functions of sums over all "
-            "rows that count, added up in float64. No row and no pair of rows is sampled.",
+            "Every metric, and every table and figure marked so: functions of sums over all rows "
+            "that count, added up in float64; no row and no pair of rows is sampled for them.",
         )
     ]
     if report.distributions:
@@ -139,8 +146,9 @@ def _kinds(report: Report) -> list[tuple[str, str]]:
         found.append(
             (
                 "bounded",
-                "Singular values under the resolution floor, √(d·ε)·σ₁ and what the kernels round: "
-                "anything between 0 and the floor; no metric depends on them visibly.",
+                "Singular values under the resolution floor √(d·ε·σ₁² + 2·σ₁·‖Δ‖), ε of float64 "
+                "and Δ what rounding the rows leaves in the Gram matrix: anything between 0 and "
+                "the floor.",
             )
         )
     left_out = row_notes(report.layers)
@@ -213,7 +221,7 @@ def _lead(layers: Layers) -> list[str]:
     if not known:
         return [facts]
     low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
-    fall = fall_sentence(high, layers[high])
+    fall = fall_sentence(high, layers[high]) + unresolved_sentence(layers, high)
     if len(known) > 1:
         facts += (
             f"{summary(layers)} The mean cosine of two rows runs from {known[low]:z.3f} ({low}) "

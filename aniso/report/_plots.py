@@ -9,6 +9,7 @@ import numpy as np
 
 from aniso.report._axes import KEY, layer_axis, log_axis, new_figure, series
 from aniso.report._distribution import draw_distribution
+from aniso.report._fall import unresolved
 from aniso.report._rogue import draw_parts, draw_rogue
 from aniso.report._spectra import draw_spectra
 from aniso.report._svg import COLOR, house_style, to_svg
@@ -63,6 +64,8 @@ def draw_plots(report: Report) -> list[Plot]:
     plots = draw(RECIPES, report.layers)
     kind = "exact" if all(one.exact for one in report.distributions.values()) else "sampled"
     drawn = [replace(plot, kind=kind) for plot in draw([DISTRIBUTION], report)]
+    if unresolved(report.layers):
+        plots = [replace(p, kind="bounded") if p.key == "spectra" else p for p in plots]
     return [*plots[:2], *drawn, *plots[2:]]
 
 
@@ -157,8 +160,8 @@ def draw_ranks(layers: Layers) -> Figure | None:
 DISTRIBUTION = Recipe(
     "distribution",
     "Distribution of the cosine",
-    "How often two rows have which cosine: a dark narrow band far from 0 is a cone, two bands are "
-    "two kinds of rows, and the lines hold the median and the middle 90%.",
+    "How often two rows have which cosine: a strong narrow band far from 0 is a cone, two bands "
+    "are two kinds of rows, and the lines hold the median and the middle 90%.",
     "No rows could be drawn: these states hold sums alone. aniso analyze of a dump, and aniso "
     "capture, draw them; so does aniso.cosine_histogram.",
     lambda report: draw_distribution(report.distributions, list(report.layers)),

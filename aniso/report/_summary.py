@@ -32,9 +32,8 @@ def summary(layers: Mapping[str, LayerMetrics]) -> str:
     names = list(known)[run[0] : run[1] + 1]
     mean = sum(known[name] for name in names) / len(names)
     where = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-    verb = "is" if len(names) == 1 else "are"
     peak = max(names, key=known.__getitem__)
-    return f"{where} {verb} most alike: mean cosine {mean:.2f}{_cause(layers[peak])}."
+    return f"The rows of {where} are most alike: mean cosine {mean:.2f}{_cause(layers[peak])}."
 
 
 def _run(means: list[float]) -> tuple[int, int]:
@@ -61,5 +60,6 @@ def _cause(layer: LayerMetrics) -> str:
         return f", made by no few dimensions (the largest {len(dims)} make {part:.0%} of it)"
     few = dims[: int(reached.argmax()) + 1]
     listed = ", ".join(map(str, few))
-    word = "dimension" if len(few) == 1 else "dimensions"
-    return f", half of it from {len(few)} rogue {word} of {layer.dim:,} ({listed})"
+    word, index = ("dimension", "index") if len(few) == 1 else ("dimensions", "indices")
+    part = f"{shares[few].sum() / mean:.0%}"
+    return f", {part} of it from {len(few)} rogue {word} of {layer.dim:,} ({index} {listed})"

@@ -82,41 +82,43 @@ void batched_svd_cpu(const py::object& x, const py::object& values, const py::ob
   cpu::batched_svd(call.in, call.out, high, threads, chosen);
 }
 
-void require_single(DType dtype) {
-  if (dtype == DType::f64) throw py::value_error("float64 matrices have no kernel on a GPU");
+cuda::SvdEffort effort_named(const std::string& name) {
+  if (name == "gram") return cuda::SvdEffort::gram;
+  if (name == "refined") return cuda::SvdEffort::refined;
+  if (name == "high") return cuda::SvdEffort::high;
+  throw py::value_error("effort must be gram, refined or high");
 }
 
-void batched_svd_emulated(const py::object& x, const py::tuple& outputs, bool refine, int threads,
-                          bool near) {
+void batched_svd_emulated(const py::object& x, const py::tuple& outputs, const std::string& effort,
+                          int threads, bool near) {
   const Call call(x, outputs);
   call.require(false, cuda::BATCHED_SVD_MAX_SIDE, cuda::BATCHED_SVD_MAX_SIZE);
-  require_single(call.in.dtype);
   if (threads < 4 || threads > 64 || (threads & (threads - 1)) != 0) {
     throw py::value_error("threads must be 4, 8, 16, 32 or 64");
   }
   py::gil_scoped_release released;
-  cuda::batched_svd_emulated(call.in, call.out, refine, threads, near);
+  cuda::batched_svd_emulated(call.in, call.out, effort_named(effort), threads, near);
 }
 
 #ifdef ANISO_HAS_CUDA
-int64_t batched_svd_workspace_bytes(const py::object& x, const py::tuple& outputs, bool refine) {
+int64_t batched_svd_workspace_bytes(const py::object& x, const py::tuple& outputs,
+                                    const std::string& effort) {
   const Call call(x, outputs);
-  const int64_t bytes = cuda::batched_svd_workspace_bytes(call.in, call.out, refine);
+  const int64_t bytes = cuda::batched_svd_workspace_bytes(call.in, call.out, effort_named(effort));
   if (bytes < 0) throw std::runtime_error("batched_svd on CUDA failed: the device does not answer");
   return bytes;
 }
 
-void batched_svd_cuda(const py::object& x, const py::tuple& outputs, bool refine,
+void batched_svd_cuda(const py::object& x, const py::tuple& outputs, const std::string& effort,
                       const py::object& workspace, uintptr_t stream) {
   const Call call(x, outputs);
   call.require(true, cuda::BATCHED_SVD_MAX_SIDE, cuda::BATCHED_SVD_MAX_SIZE);
-  require_single(call.in.dtype);
   const TensorRef space(workspace, "workspace");
   if (!space.on_cuda() ||
-      space.bytes() < cuda::batched_svd_workspace_bytes(call.in, call.out, refine)) {
+      space.bytes() < cuda::batched_svd_workspace_bytes(call.in, call.out, effort_named(effort))) {
     throw py::value_error("workspace is smaller than batched_svd_workspace_bytes asks for");
   }
-  check_cuda(cuda::batched_svd(call.in, call.out, refine, space.data(),
+  check_cuda(cuda::batched_svd(call.in, call.out, effort_named(effort), space.data(),
                                reinterpret_cast<cudaStream_t>(stream)),
              "batched_svd");
 }
@@ -132,13 +134,13 @@ void register_batched_svd(py::module_& m) {
         py::arg("left").none(true), py::arg("right").none(true), py::arg("bounds"),
         py::arg("checks"), py::arg("methods"), py::arg("high"), py::arg("threads"), py::arg("isa"));
   m.def("batched_svd_emulated", &batched_svd_emulated, py::arg("x"), py::arg("outputs"),
-        py::arg("refine"), py::arg("threads"), py::arg("near"));
+        py::arg("effort"), py::arg("threads"), py::arg("near"));
 #ifdef ANISO_HAS_CUDA
   m.def("batched_svd_cuda_max_side", &cuda::batched_svd_max_side);
-  m.def("batched_svd_cuda", &batched_svd_cuda, py::arg("x"), py::arg("outputs"), py::arg("refine"),
+  m.def("batched_svd_cuda", &batched_svd_cuda, py::arg("x"), py::arg("outputs"), py::arg("effort"),
         py::arg("workspace"), py::arg("stream"));
   m.def("batched_svd_workspace_bytes", &batched_svd_workspace_bytes, py::arg("x"),
-        py::arg("outputs"), py::arg("refine"));
+        py::arg("outputs"), py::arg("effort"));
 #endif
 }
 

@@ -102,6 +102,8 @@ class Factorization {
     }
     for (int64_t i = 0; i < padded_rows(p_); ++i) {
       for (int64_t k = i < p_ ? q_ : 0; k < a_.stride; ++k) a_.row(i)[k] = 0.0;
+      // Products of whole tiles of rows read these, too.
+      for (int64_t k = 0; i >= p_ && k < b_.stride; ++k) b_.row(i)[k] = 0.0;
     }
   }
 

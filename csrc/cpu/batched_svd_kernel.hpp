@@ -13,9 +13,9 @@ constexpr int64_t batched_svd_scratch(int64_t p, int64_t q) {
   return matrices + vectors + probes + 128 * 24 + 96 * (48 + rows) + 64;
 }
 
-#define ANISO_BATCHED_SVD_ONE                                                                    \
-  /** Factorises matrix `index`; scratch holds batched_svd_scratch(p, q) doubles, all finite. */ \
-  void batched_svd_one(const MatricesView& x, int64_t index, const SvdView& out, bool high,      \
+#define ANISO_BATCHED_SVD_ONE                                                               \
+  /** Factorises matrix `index`; scratch holds batched_svd_scratch(p, q) doubles. */        \
+  void batched_svd_one(const MatricesView& x, int64_t index, const SvdView& out, bool high, \
                        double* scratch);
 namespace baseline {
 ANISO_BATCHED_SVD_ONE

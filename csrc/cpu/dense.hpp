@@ -35,6 +35,8 @@ constexpr int64_t PANEL_DEPTH = 128;
 constexpr int64_t padded_rows(int64_t rows) { return (rows + 23) / 24 * 24; }
 constexpr int64_t padded(int64_t columns) { return (columns + 7) / 8 * 8; }
 
+typedef uint64_t u64s __attribute__((vector_size(LANES * 8)));
+
 template <class T>
 using Vector = std::conditional_t<sizeof(T) == sizeof(double), f64s, f32s>;
 
@@ -155,23 +157,73 @@ inline void multiply_tile(const T* a, int64_t stride, const T* panel, int64_t de
   }
 }
 
+/// Lanes of a pair of vectors that change places halves of `half` lanes: those that row i takes,
+/// and those that row i + half takes.
+template <class I>
+inline void exchange_lanes(int half, I& low, I& high) {
+  constexpr int COUNT = sizeof(I) / sizeof(I{}[0]);
+  for (int lane = 0; lane < COUNT; ++lane) {
+    const bool upper = (lane & half) != 0;
+    low[lane] = upper ? COUNT + lane - half : lane;
+    high[lane] = upper ? COUNT + lane : lane + half;
+  }
+}
+
+/// Transposes a square block in registers: its quarters change places, then theirs.
+template <class T>
+inline void transpose_block(Vector<T> (&rows)[LANES * 8 / sizeof(T)]) {
+  using I = std::conditional_t<sizeof(T) == sizeof(double), u64s, u32s>;
+  constexpr int COUNT = LANES * 8 / sizeof(T);
+#pragma GCC unroll 4
+  for (int half = COUNT / 2; half > 0; half /= 2) {
+    I low{}, high{};
+    exchange_lanes(half, low, high);
+#pragma GCC unroll 16
+    for (int i = 0; i < COUNT; ++i) {
+      if ((i & half) != 0) continue;
+      const Vector<T> a = rows[i], b = rows[i + half];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + half] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+/// `depth` numbers of each of WIDTH rows of `from`, as columns of a panel.
+template <class T>
+inline void pack_transposed(const T* from, int64_t stride, int64_t depth, T* panel) {
+  constexpr int COUNT = LANES * 8 / sizeof(T);
+  int64_t k = 0;
+  for (; k + COUNT <= depth; k += COUNT) {
+    Vector<T> block[COUNT];
+    for (int i = 0; i < COUNT; ++i) block[i] = load_as<Vector<T>>(from + i * stride + k);
+    transpose_block<T>(block);
+    for (int i = 0; i < COUNT; ++i) store(panel + (k + i) * TILE_WIDTH<T>, block[i]);
+  }
+  for (; k < depth; ++k) {
+    for (int i = 0; i < COUNT; ++i) panel[k * TILE_WIDTH<T> + i] = from[i * stride + k];
+  }
+}
+
 /// Rows first.. of b, of one tile of columns from j on, side by side; zero beyond its columns.
 template <class T>
 inline void pack_panel(const Operand<T>& b, int64_t first, int64_t depth, int64_t j, T* panel) {
   constexpr int64_t WIDTH = TILE_WIDTH<T> / TILE_VECTORS;
   for (int64_t c = 0; c < TILE_WIDTH<T>; c += WIDTH) {
     const T* from = b.data + first * b.row_stride + (j + c) * b.column_stride;
-    if (b.column_stride == 1 && j + c + WIDTH <= b.columns) {
+    const bool whole = j + c + WIDTH <= b.columns;
+    if (b.column_stride == 1 && whole) {
       for (int64_t k = 0; k < depth; ++k) {
         store(panel + k * TILE_WIDTH<T> + c, load_as<Vector<T>>(from + k * b.row_stride));
       }
-      continue;
-    }
-    for (int64_t i = 0; i < WIDTH; ++i) {
-      const bool there = j + c + i < b.columns;
-      for (int64_t k = 0; k < depth; ++k) {
-        panel[k * TILE_WIDTH<T> + c + i] =
-            there ? from[k * b.row_stride + i * b.column_stride] : T(0);
+    } else if (b.row_stride == 1 && whole) {
+      pack_transposed(from, b.column_stride, depth, panel + c);
+    } else {
+      for (int64_t i = 0; i < WIDTH; ++i) {
+        const bool there = j + c + i < b.columns;
+        for (int64_t k = 0; k < depth; ++k) {
+          panel[k * TILE_WIDTH<T> + c + i] =
+              there ? from[k * b.row_stride + i * b.column_stride] : T(0);
+        }
       }
     }
   }

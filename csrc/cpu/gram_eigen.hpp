@@ -226,20 +226,25 @@ class GramEigen {
       Matrix left{products_ + 2 * BLOCK * BLOCK, rows.rows, count, 2 * BLOCK};
       Matrix right{left.data + BLOCK, rows.rows, count, 2 * BLOCK};
       dots(part, v, left, false);
-      multiply(left, triangle, right, panel_);
+      const Operand<double> upper{triangle.data, count, count, 1, BLOCK};
+      add_product_of<false, false>({left.data, left.rows, count, left.stride}, upper, right.data,
+                                   right.stride, panel_);
       multiply<true>(right, v, part, panel_);
     }
   }
 
-  /// S from the products of the reflectors.
+  /// Sᵀ from the products of the reflectors.
   static void combine(const Matrix& products, const Matrix& s, const double* tau) {
-    for (int64_t i = 0; i < padded_rows(BLOCK) * s.stride; ++i) s.data[i] = 0.0;
     for (int64_t j = 0; j < s.rows; ++j) {
-      for (int64_t i = 0; i < j; ++i) {
-        double sum = 0.0;
-        for (int64_t k = i; k < j; ++k) sum += s.row(i)[k] * products.row(k)[j];
-        s.row(i)[j] = -tau[j] * sum;
+      f64s sums[BLOCK / LANES] = {};
+      for (int64_t k = 0; k < j; ++k) {
+        const double factor = -tau[j] * products.row(k)[j];
+#pragma GCC unroll 32
+        for (int64_t i = 0; i < BLOCK / LANES; ++i) {
+          sums[i] += factor * load<f64s>(s.row(k) + i * LANES);
+        }
       }
+      for (int64_t i = 0; i < BLOCK / LANES; ++i) store(s.row(j) + i * LANES, sums[i]);
       s.row(j)[j] = tau[j];
     }
   }

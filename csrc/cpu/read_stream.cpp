@@ -1,35 +1,27 @@
 #include "cpu/read_stream.hpp"
 
-#include <cstring>
 #include <vector>
 
 #include "common/parallel.hpp"
+#include "cpu/isa.hpp"
 
 namespace aniso::cpu {
 namespace {
 
-typedef uint64_t u64x8 __attribute__((vector_size(64)));
-constexpr int64_t BLOCK = 4 * sizeof(u64x8);
+using DigestFunction = uint64_t (*)(const char*, int64_t);
 
-uint64_t digest_of(const char* data, int64_t bytes) {
-  u64x8 acc[4] = {};
-  int64_t at = 0;
-  for (; at + BLOCK <= bytes; at += BLOCK) {
-    for (int i = 0; i < 4; ++i) {
-      u64x8 word;
-      std::memcpy(&word, data + at + i * sizeof(u64x8), sizeof word);
-      acc[i] ^= word;
-    }
-  }
-  uint64_t digest = 0;
-  for (int i = 0; i < 8; ++i) digest ^= acc[0][i] ^ acc[1][i] ^ acc[2][i] ^ acc[3][i];
-  for (; at < bytes; ++at) digest ^= static_cast<unsigned char>(data[at]);
-  return digest;
+DigestFunction digest_function([[maybe_unused]] Isa isa) {
+#ifdef ANISO_X86
+  if (isa == Isa::avx512) return avx512::digest_of;
+  if (isa == Isa::avx2) return avx2::digest_of;
+#endif
+  return baseline::digest_of;
 }
 
 }  // namespace
 
 uint64_t read_stream(const void* data, int64_t bytes, int threads) {
+  const DigestFunction digest_of = digest_function(best_isa());
   std::vector<uint64_t> digests(threads, 0);
   const char* base = static_cast<const char*>(data);
   parallel_parts(bytes, threads, [&](int part, int64_t begin, int64_t end) {

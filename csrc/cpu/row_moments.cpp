@@ -10,10 +10,24 @@
 namespace aniso::cpu {
 namespace {
 
-// Below this many elements per thread, starting the thread (~20 us) costs more than it saves.
-constexpr int64_t kElementsPerThread = int64_t{1} << 17;
+// Below this many elements, starting a thread (~20 us) costs more than it saves.
+constexpr int64_t kSmallPart = int64_t{1} << 17;
+// Above this many elements and rows, making and merging accumulators costs nothing beside them.
+constexpr int64_t kLargePart = int64_t{1} << 20;
+constexpr int64_t kManyRows = 1024;
+constexpr int64_t kMostParts = 256;
 
-/// Accumulators of one thread, merged in the order of the parts.
+/// How many parts the rows are summed in: a power of two, so that threads get as many each. It
+/// depends on the rows alone, and so do the sums, whatever the number of threads.
+int parts_of(int64_t n, int64_t d) {
+  const int64_t small = std::min<int64_t>(n * d / kSmallPart, 8);
+  const int64_t large = std::min({n * d / kLargePart, n / kManyRows, kMostParts});
+  int parts = 1;
+  while (2 * parts <= std::max(small, large)) parts *= 2;
+  return parts;
+}
+
+/// Accumulators of one part, merged in the order of the parts.
 class PartialMoments {
  public:
   explicit PartialMoments(int64_t d)
@@ -60,13 +74,17 @@ PartFunction part_function([[maybe_unused]] Isa isa) {
 
 void row_moments(const RowsView& rows, const MaskView& mask, const RowMomentsView& out, int threads,
                  Isa isa) {
-  const int64_t useful = rows.n * rows.d / kElementsPerThread;
-  const int parts = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
+  const int parts = parts_of(rows.n, rows.d);
   const PartFunction run = part_function(isa);
   std::vector<PartialMoments> partial;
   for (int part = 0; part < parts; ++part) partial.emplace_back(rows.d);
-  parallel_parts(rows.n, parts, [&](int part, int64_t begin, int64_t end) {
-    run(rows, mask, begin, end, partial[part].view(), partial[part].scratch());
+  const auto begin = [&](int64_t part) {
+    return rows.n / parts * part + std::min<int64_t>(part, rows.n % parts);
+  };
+  parallel_parts(parts, std::min(threads, parts), [&](int, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      run(rows, mask, begin(i), begin(i + 1), partial[i].view(), partial[i].scratch());
+    }
   });
   for (auto& part : partial) part.add_to(out);
 }

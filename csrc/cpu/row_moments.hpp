@@ -7,7 +7,7 @@
 
 namespace aniso::cpu {
 
-/// Adds the moments of all kept rows to `out`, on up to `threads` threads.
+/// Adds the moments of all kept rows to `out`, on up to `threads` threads; the same bits for any.
 void row_moments(const RowsView& rows, const MaskView& mask, const RowMomentsView& out, int threads,
                  Isa isa);
 

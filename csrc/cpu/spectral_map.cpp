@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "common/aligned.hpp"
+#include "common/arena.hpp"
 #include "common/parallel.hpp"
 #include "common/team.hpp"
 #include "cpu/spectral_map_kernel.hpp"
@@ -40,10 +40,13 @@ void each_matrix(const MatricesView& x, int64_t doubles, int threads, const Body
   const int64_t p = std::min(x.m, x.n), q = std::max(x.m, x.n);
   const int64_t useful = std::min(x.b, x.b * p * p * q / kWorkPerThread + 1);
   const int count = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
+  const int64_t stride = (doubles + 7) / 8 * 8;
+  Arena arena(static_cast<std::size_t>(count * stride) * sizeof(double));
+  double* const shared = arena.array<double>(static_cast<std::size_t>(count * stride));
   Team team{count};
-  parallel_parts(count, count, [&](int, int64_t, int64_t) {
-    AlignedArray<double> scratch(doubles);
-    for (int64_t index; (index = team_take(team)) < x.b;) body(index, scratch.data());
+  parallel_parts(count, count, [&](int part, int64_t, int64_t) {
+    double* const scratch = shared + part * stride;
+    for (int64_t index; (index = team_take(team)) < x.b;) body(index, scratch);
   });
 }
 

@@ -28,8 +28,6 @@ class Space {
   double* next_;
 };
 
-inline void narrow(double x, double* to) { *to = x; }
-inline void narrow(float x, float* to) { *to = x; }
 inline void narrow(float x, f16* to) {
   const _Float16 half = static_cast<_Float16>(x);
   std::memcpy(to, &half, sizeof half);
@@ -39,6 +37,37 @@ inline void narrow(float x, bf16* to) {
   const uint32_t bits = load_as<uint32_t>(&x);
   const bool nan = x != x;
   to->bits = static_cast<uint16_t>(nan ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+/// n numbers in the dtype of products, and back.
+inline void widen_row(const double* from, int64_t step, int64_t n, double* to) {
+  for (int64_t j = 0; j < n; ++j) to[j] = from[j * step];
+}
+template <class E>
+inline void widen_row(const E* from, int64_t step, int64_t n, float* to) {
+  for (int64_t j = 0; j < n; ++j) to[j] = static_cast<float>(value(from[j * step]));
+}
+inline void narrow_row(const double* from, int64_t n, double* to) {
+  std::memcpy(to, from, static_cast<size_t>(n) * sizeof(double));
+}
+inline void narrow_row(const float* from, int64_t n, float* to) {
+  std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+}
+template <class E>
+inline void narrow_row(const float* from, int64_t n, E* to) {
+  for (int64_t j = 0; j < n; ++j) narrow(from[j], to + j);
+}
+
+inline f64s absolute(f64s x) { return x < 0.0 ? -x : x; }
+
+/// The first LANES numbers of `v` as T.
+inline void store_as(double* to, f64s v) { store(to, v); }
+inline void store_as(float* to, f64s v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_ps(to, _mm512_cvtpd_ps(v));
+#else
+  for (int lane = 0; lane < LANES; ++lane) to[lane] = static_cast<float>(v[lane]);
+#endif
 }
 
 /// Positions of the kept rows of matrix `index`; returns how many.
@@ -74,26 +103,26 @@ class SpectralOne {
   }
 
   void map() {
-    if (count_ == 0) return write(nullptr, 0);
+    if (count_ == 0) return write({});
     T* u = left_factor();
     for (int64_t i = 0; i < count_; ++i) {
       for (int64_t j = 0; j < rank_; ++j) u[i * rank_ + j] *= static_cast<T>(g_[j]);
     }
-    Product out = zeros(count_, n_);
+    const Product out = result();
     add({u, count_, rank_, rank_}, right_factor(), out);
-    write(out.data, out.stride);
+    write(out);
   }
 
   void backward(const SpectralGradient& gradient) {
     double* dvalues = gradient.values + index_ * k_;
     for (int64_t j = 0; j < k_; ++j) dvalues[j] = 0.0;
     if (count_ == 0) {
-      if (view_.out != nullptr) write(nullptr, 0);
+      if (view_.out != nullptr) write({});
       return;
     }
     const T* u = left_factor();
     const Operand<T> left{u, count_, rank_, rank_}, right = right_factor();
-    const Product c = incoming();
+    const Operand<T> c = incoming();
     const Product p = inner_product(left, right, c);
     for (int64_t j = 0; j < rank_; ++j) dvalues[j] = p.data[j * p.stride + j];
     if (view_.out == nullptr) return;
@@ -108,23 +137,23 @@ class SpectralOne {
       for (int64_t j = 0; j < rank_; ++j) slope += gradient.top[index_ * k_ + j] * dvalues[j];
       within.data[0] += static_cast<T>(slope);
     }
-    Product out = zeros(count_, n_);
+    const Product out = result();
     if (wide) {
       // U W Vᵀ + U D Uᵀ C
       const Product along = stretched_square(left);
       Product turned = zeros(count_, rank_);
       add(left, operand(within), turned);
-      add(operand(along), operand(c), out);
+      add(operand(along), c, out);
       add(operand(turned), right, out);
     } else {
       // U W Vᵀ + C V D Vᵀ
       const Product along = stretched_square(right.transposed());
       Product turned = zeros(rank_, n_);
       add(operand(within), right, turned);
-      add(operand(c), operand(along), out);
+      add(c, operand(along), out);
       add(left, operand(turned), out);
     }
-    write(out.data, out.stride);
+    write(out);
   }
 
  private:
@@ -165,28 +194,40 @@ class SpectralOne {
 
   Operand<T> right_factor() const { return {vh_, rank_, n_, n_}; }
 
-  /// C: the kept rows of the incoming gradient.
-  Product incoming() {
-    const Product c = room(count_, n_);
-    const int64_t step = view_.x.column_stride;
-    for (int64_t i = 0; i < count_; ++i) {
-      const E* from = x_ + rows_[i] * view_.x.row_stride;
-      T* to = c.data + i * c.stride;
-      for (int64_t j = 0; j < n_; ++j) to[j] = static_cast<T>(value(from[j * step]));
+  /// C: the kept rows of the incoming gradient, where they lie if that is possible.
+  Operand<T> incoming() {
+    const MatricesView& x = view_.x;
+    if constexpr (std::is_same_v<E, T>) {
+      if (count_ == x.m && x.column_stride == 1) return {x_, count_, n_, x.row_stride};
     }
-    return c;
+    const Product c = room(count_, n_);
+    for (int64_t i = 0; i < count_; ++i) {
+      widen_row(x_ + rows_[i] * x.row_stride, x.column_stride, n_, c.data + i * c.stride);
+    }
+    return operand(c);
+  }
+
+  /// Room for what is returned, in its place if whole tiles fit there.
+  Product result() {
+    if constexpr (std::is_same_v<E, T>) {
+      if (count_ == view_.x.m && n_ % TILE_WIDTH<T> == 0) {
+        std::memset(out_, 0, static_cast<size_t>(count_ * n_) * sizeof(T));
+        return {out_, count_, n_, n_};
+      }
+    }
+    return zeros(count_, n_);
   }
 
   /// P = Uᵀ C V, the longer side first.
-  Product inner_product(const Operand<T>& left, const Operand<T>& right, const Product& c) {
+  Product inner_product(const Operand<T>& left, const Operand<T>& right, const Operand<T>& c) {
     const Product p = zeros(rank_, rank_);
     if (count_ <= n_) {
       const Product part = zeros(count_, rank_);
-      add(operand(c), right.transposed(), part);
+      add(c, right.transposed(), part);
       add(left.transposed(), operand(part), p);
     } else {
       const Product part = zeros(rank_, n_);
-      add(left.transposed(), operand(c), part);
+      add(left.transposed(), c, part);
       add(operand(part), right.transposed(), p);
     }
     return p;
@@ -214,39 +255,52 @@ class SpectralOne {
         mirror.data[j * mirror.stride + i] = p.data[i * p.stride + j];
       }
     }
-    const double *s = s_, *g = g_, *stretch = stretch_, at_zero = gradient.at_zero[index_];
-    const double *d = gradient.derivative + index_ * k_, *c = gradient.curvature + index_ * k_;
+    // Beyond the last value only what lies beyond the columns of the result comes of them.
+    const double *s = whole_vectors(s_), *g = whole_vectors(g_), *stretch = whole_vectors(stretch_),
+                 *d = whole_vectors(gradient.derivative + index_ * k_),
+                 *c = whole_vectors(gradient.curvature + index_ * k_);
+    const f64s at_zero = f64s{} + gradient.at_zero[index_];
     for (int64_t i = 0; i < rank_; ++i) {
       const T *entries = p.data + i * p.stride, *mirrors = mirror.data + i * mirror.stride;
       T* to = out.data + i * out.stride;
-      for (int64_t j = 0; j < rank_; ++j) {
-        const double sum = s[i] + s[j], gap = s[i] - s[j], rise = g[i] - g[j];
-        const double plus = sum > 0.0 ? (g[i] + g[j]) / sum : at_zero;
-        const double smooth = 0.5 * (d[i] + d[j]) - gap * (c[i] - c[j]) * (1.0 / 12);
-        const double size = __builtin_fabs(g[i]) + __builtin_fabs(g[j]) +
-                            sum * (__builtin_fabs(d[i]) + __builtin_fabs(d[j]));
-        const bool near = __builtin_fabs(gap) <= NEAR * 0.5 * sum;
-        const bool jumps = __builtin_fabs(rise - gap * smooth) > JUMP * size;
+      for (int64_t j = 0; j < rank_; j += LANES) {
+        const f64s s_j = load<f64s>(s + j), g_j = load<f64s>(g + j), d_j = load<f64s>(d + j);
+        const f64s sum = s[i] + s_j, gap = s[i] - s_j, rise = g[i] - g_j;
+        const f64s plus = sum > 0.0 ? (g[i] + g_j) / sum : at_zero;
+        const f64s smooth = 0.5 * (d[i] + d_j) - gap * (c[i] - load<f64s>(c + j)) * (1.0 / 12);
+        const f64s size =
+            __builtin_fabs(g[i]) + absolute(g_j) + sum * (__builtin_fabs(d[i]) + absolute(d_j));
         // Of two equal values that a jump parts, neither is determined.
-        const double quotient = gap != 0.0 ? rise / gap : 0.0;
-        const double slope = near & !jumps ? smooth : quotient;
-        const double minus = (s[i] > 0.0) & (s[j] > 0.0) ? slope : plus;
-        const double entry = entries[j], mean = 0.5 * (entry + mirrors[j]);
-        const double within = plus * entry + (minus - plus) * mean;
-        to[j] = static_cast<T>(within - (wide ? stretch[i] : stretch[j]) * entry);
+        const f64s quotient = gap != 0.0 ? rise / gap : f64s{};
+        const f64s slope = absolute(rise - gap * smooth) > JUMP * size ? quotient
+                           : absolute(gap) <= NEAR * 0.5 * sum         ? smooth
+                                                                       : quotient;
+        const f64s minus = s[i] > 0.0 ? (s_j > 0.0 ? slope : plus) : plus;
+        const f64s entry = load<f64s>(entries + j);
+        const f64s mean = 0.5 * (entry + load<f64s>(mirrors + j));
+        const f64s within = plus * entry + (minus - plus) * mean;
+        const f64s along = wide ? f64s{} + stretch[i] : load<f64s>(stretch + j);
+        store_as(to + j, within - along * entry);
       }
     }
     return out;
   }
 
-  /// `mapped` [count, n] into the kept rows of out, x into the others.
-  void write(const T* mapped, int64_t stride) const {
+  /// The first rank_ numbers, in room for whole vectors of them.
+  const double* whole_vectors(const double* from) {
+    double* copy = space_.take<double>(padded(rank_));
+    for (int64_t j = 0; j < padded(rank_); ++j) copy[j] = j < rank_ ? from[j] : 0.0;
+    return copy;
+  }
+
+  /// `mapped` [count, n] into the kept rows of out, if it is not there, x into the others.
+  void write(const Product& mapped) const {
     const int64_t step = view_.x.column_stride;
     for (int64_t i = 0, next = 0; i < view_.x.m; ++i) {
       E* to = out_ + i * n_;
       if (next < count_ && rows_[next] == i) {
-        const T* from = mapped + next++ * stride;
-        for (int64_t j = 0; j < n_; ++j) narrow(from[j], to + j);
+        const T* from = mapped.data + next++ * mapped.stride;
+        if (static_cast<const void*>(from) != to) narrow_row(from, n_, to);
       } else {
         const E* from = x_ + i * view_.x.row_stride;
         for (int64_t j = 0; j < n_; ++j) to[j] = from[j * step];
@@ -298,8 +352,6 @@ void factorize(const MatricesView& x, const uint8_t* mask, int64_t index,
   *method = SVD_GRAM;
   if (rank > 0) {
     const SvdView results{rank, values, left, vh, sizeof(T) == 8, bounds, nullptr, method};
-    // Matrices of unequal shape use it unequally: what one left is not finite for the next.
-    if (mask != nullptr) std::memset(scratch, 0, static_cast<size_t>(engine) * sizeof(double));
     batched_svd_one(kept, 0, results, false, scratch);
   }
   if (left != u) {

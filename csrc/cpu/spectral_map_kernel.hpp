@@ -16,11 +16,11 @@ constexpr int64_t spectral_factors_scratch(int64_t m, int64_t n) {
 constexpr int64_t spectral_map_scratch(int64_t m, int64_t n, bool wide) {
   const int64_t p = m < n ? m : n, slack = 64;
   const int64_t entries = 2 * m * (n + slack) + m * p + 7 * p * (p + slack) + 128 * slack;
-  return m + p + (wide ? entries : entries / 2) + 256;
+  return m + 6 * (p + 8) + (wide ? entries : entries / 2) + 256;
 }
 
 #define ANISO_SPECTRAL_MAP                                                                      \
-  /** Matrix `index`; scratch: spectral_factors_scratch, all finite. */                         \
+  /** Matrix `index`; scratch: spectral_factors_scratch. */                                     \
   void spectral_factors_one(const MatricesView& x, const uint8_t* mask, int64_t index,          \
                             const SpectralFactors& out, int8_t* methods, double* scratch);      \
   /** Matrix `index`; scratch: spectral_map_scratch. */                                         \

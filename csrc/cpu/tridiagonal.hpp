@@ -8,8 +8,6 @@
 namespace aniso::cpu::ANISO_ISA {
 namespace {
 
-typedef uint64_t u64s __attribute__((vector_size(LANES * 8)));
-
 constexpr double EPSILON = 0x1p-52;
 
 // Rows of the reduction's pass: their coefficients and sums stay in registers.

@@ -40,34 +40,38 @@ __global__ __launch_bounds__(S::BlockOf::kThreads, 1) void factorize(const Job j
     new (&matrix) typename S::Matrix({}, near_job, blockIdx.x);
   }
   __syncthreads();
-  for (int64_t index = blockIdx.x; index < near_job.x.b; index += gridDim.x) matrix.run(index);
+  for (int64_t index = blockIdx.x; index < near_job.x.b;) {
+    matrix.run(index);
+    index = matrix.index() + gridDim.x;
+    __syncthreads();
+  }
 }
 
 /// Of the dynamic kind.
 template <class S>
-int64_t shared_bytes(int p) {
-  const int64_t own = svd::own_doubles(S::kMost, p, S::kWarps, S::kNear);
+int64_t shared_bytes(int p, bool rotate) {
+  const int64_t own = svd::own_doubles(S::kMost, p, S::kWarps, S::kNear, rotate);
   return (svd::kSlots * S::kWarps + own) * int64_t{sizeof(double)};
 }
 
 /// Whether a block's memory has room for short sides of p, beside the job and the matrix.
 template <class S>
-bool fits(int p, int64_t limit) {
+bool fits(int p, bool rotate, int64_t limit) {
   const int64_t fixed = 2 * 16 + sizeof(Job) + sizeof(typename S::Matrix);
-  return p <= S::kMost && shared_bytes<S>(p) + fixed <= limit;
+  return p <= S::kMost && shared_bytes<S>(p, rotate) + fixed <= limit;
 }
 
 /// Calls visit(Shape{}) with the shape for short sides of p on a device that lets a block have so
 /// many bytes of shared memory; cudaErrorInvalidValue where it lacks them.
 template <class Visit>
-cudaError_t with_shape(int p, int64_t shared_limit, Visit visit) {
+cudaError_t with_shape(int p, bool rotate, int64_t shared_limit, Visit visit) {
   using Large = Shape<16, kLarge, true>;
   using Banded = Shape<16, svd::kMostOrder, false>;
   using Short = Shape<16, kShort, false>;
   if (p <= kMiddle) return visit(Shape<8, kMiddle, true>{});
-  if (fits<Large>(p, shared_limit)) return visit(Large{});
-  if (fits<Banded>(p, shared_limit)) return visit(Banded{});
-  if (fits<Short>(p, shared_limit)) return visit(Short{});
+  if (fits<Large>(p, rotate, shared_limit)) return visit(Large{});
+  if (fits<Banded>(p, rotate, shared_limit)) return visit(Banded{});
+  if (fits<Short>(p, rotate, shared_limit)) return visit(Short{});
   return cudaErrorInvalidValue;
 }
 
@@ -88,7 +92,7 @@ cudaError_t ask_device(Device& found) {
 /// How many blocks run: all that the device holds at once, or one per matrix.
 template <class S>
 cudaError_t count_blocks(const Device& device, const Job& job, int64_t& blocks) {
-  const auto bytes = static_cast<size_t>(shared_bytes<S>(job.p));
+  const auto bytes = static_cast<size_t>(shared_bytes<S>(job.p, job.rotate));
   cudaError_t status = cudaFuncSetAttribute(
       factorize<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   if (status != cudaSuccess) return status;
@@ -103,14 +107,15 @@ cudaError_t count_blocks(const Device& device, const Job& job, int64_t& blocks) 
 
 /// Calls visit(Shape{}, job without its workspace, blocks).
 template <class Visit>
-cudaError_t with_plan(const MatricesView& x, const SvdView& out, bool refine, Visit visit) {
+cudaError_t with_plan(const MatricesView& x, const SvdView& out, SvdEffort effort, Visit visit) {
   Device device{};
   cudaError_t status = ask_device(device);
   if (status != cudaSuccess) return status;
   const int p = static_cast<int>(std::min(x.m, x.n));
-  return with_shape(p, device.shared_limit, [&](auto shape) {
+  const bool rotate = svd::job_of(x, out, true, effort).rotate;
+  return with_shape(p, rotate, device.shared_limit, [&](auto shape) {
     using S = decltype(shape);
-    const Job job = svd::job_of(x, out, S::kNear, refine);
+    const Job job = svd::job_of(x, out, S::kNear, effort);
     int64_t blocks = 0;
     const cudaError_t counted = count_blocks<S>(device, job, blocks);
     return counted == cudaSuccess ? visit(shape, job, blocks) : counted;
@@ -123,26 +128,27 @@ int64_t batched_svd_max_side() {
   Device device{};
   if (ask_device(device) != cudaSuccess) return -1;
   int p = svd::kMostOrder;
-  while (with_shape(p, device.shared_limit, [](auto) { return cudaSuccess; }) != cudaSuccess) --p;
+  const auto accept = [](auto) { return cudaSuccess; };
+  while (with_shape(p, true, device.shared_limit, accept) != cudaSuccess) --p;
   return p;
 }
 
-int64_t batched_svd_workspace_bytes(const MatricesView& x, const SvdView& out, bool refine) {
+int64_t batched_svd_workspace_bytes(const MatricesView& x, const SvdView& out, SvdEffort effort) {
   int64_t bytes = 0;
-  const cudaError_t status = with_plan(x, out, refine, [&](auto, const Job& job, int64_t blocks) {
+  const cudaError_t status = with_plan(x, out, effort, [&](auto, const Job& job, int64_t blocks) {
     bytes = blocks * job.workspace_doubles * int64_t{sizeof(double)};
     return cudaSuccess;
   });
   return status == cudaSuccess ? bytes : -1;
 }
 
-cudaError_t batched_svd(const MatricesView& x, const SvdView& out, bool refine, void* workspace,
-                        cudaStream_t stream) {
+cudaError_t batched_svd(const MatricesView& x, const SvdView& out, SvdEffort effort,
+                        void* workspace, cudaStream_t stream) {
   if (x.b == 0) return cudaSuccess;
-  return with_plan(x, out, refine, [&](auto shape, Job job, int64_t blocks) {
+  return with_plan(x, out, effort, [&](auto shape, Job job, int64_t blocks) {
     using S = decltype(shape);
     job.workspace = static_cast<double*>(workspace);
-    const auto bytes = static_cast<size_t>(shared_bytes<S>(job.p));
+    const auto bytes = static_cast<size_t>(shared_bytes<S>(job.p, job.rotate));
     factorize<S><<<static_cast<unsigned>(blocks), S::BlockOf::kThreads, bytes, stream>>>(job);
     return cudaGetLastError();
   });

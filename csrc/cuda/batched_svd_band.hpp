@@ -203,16 +203,18 @@ class BandReduction {
     }
     const Reflector h = Reflector::of(team_.warp_sum(here), team_.warp_sum(rest));
     if (team_.lane() == 0) s_.tau()[first_ + j] = h.tau;
-    double* column = band_ + (first_ + j) * kColumn + kBand - j;
+    // Of all entries of a lane the addresses lie one constant apart.
+    double *column = band_ + (first_ + j) * kColumn + kBand - j + team_.lane(),
+           *row = s_.gram + (first_ + j) * width_ + begin + team_.lane(),
+           *panel = u_ + panel_at<kMost>(begin + team_.lane(), j);
+    x += team_.lane();
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      const int i = c * team_.lanes() + team_.lane();
+      const int step = c * team_.lanes(), i = step + team_.lane();
       if (i >= length) continue;
-      if (i <= j) column[i] = i == j ? h.beta : own[c];
+      if (i <= j) column[step] = i == j ? h.beta : own[c];
       own[c] = i < j ? 0.0 : i == j ? 1.0 : own[c] * h.inverse;
-      x[i] = own[c];
-      u_[panel_at<kMost>(begin + i, j)] = own[c];
-      s_.gram[(first_ + j) * width_ + begin + i] = own[c];
+      x[step] = panel[4 * step] = row[step] = own[c];
     }
   }
 

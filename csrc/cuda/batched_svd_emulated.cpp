@@ -9,11 +9,12 @@ namespace aniso::cuda {
 namespace {
 
 template <bool kNear>
-void emulate(const MatricesView& x, const SvdView& out, bool refine, int threads) {
-  svd::Job job = svd::job_of(x, out, kNear, refine);
+void emulate(const MatricesView& x, const SvdView& out, SvdEffort effort, int threads) {
+  svd::Job job = svd::job_of(x, out, kNear, effort);
   // A value that is read before it is written shows as not-a-number.
   std::vector<double> workspace(job.workspace_doubles, std::nan("")),
-      own(svd::own_doubles(svd::kMostOrder, job.p, svd::HostTeam::kWarps, kNear), std::nan(""));
+      own(svd::own_doubles(svd::kMostOrder, job.p, svd::HostTeam::kWarps, kNear, job.rotate),
+          std::nan(""));
   job.workspace = workspace.data();
   std::vector<double> exchange(svd::kSlots * svd::HostTeam::kWarps), lanes(threads);
   std::vector<Team> warps(svd::HostTeam::kWarps, Team{threads / svd::HostTeam::kWarps});
@@ -27,9 +28,9 @@ void emulate(const MatricesView& x, const SvdView& out, bool refine, int threads
 
 }  // namespace
 
-void batched_svd_emulated(const MatricesView& x, const SvdView& out, bool refine, int threads,
+void batched_svd_emulated(const MatricesView& x, const SvdView& out, SvdEffort effort, int threads,
                           bool near) {
-  near ? emulate<true>(x, out, refine, threads) : emulate<false>(x, out, refine, threads);
+  near ? emulate<true>(x, out, effort, threads) : emulate<false>(x, out, effort, threads);
 }
 
 }  // namespace aniso::cuda

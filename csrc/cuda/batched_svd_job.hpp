@@ -5,8 +5,12 @@
 
 #include "common/matrices_view.hpp"
 #include "cuda/batched_svd_band.hpp"
+#include "cuda/batched_svd_limits.hpp"
+#include "cuda/batched_svd_rotation.hpp"
 
 namespace aniso::svd {
+
+using cuda::SvdEffort;
 
 constexpr double kUnit = 0x1p-53;
 /// Random signs of the checks.
@@ -18,6 +22,7 @@ struct Job {
   int p, q;
   int k;                      ///< vectors per matrix: all where they are refined
   bool refine;                ///< small values, not the first run's to find
+  bool rotate, high;          ///< rows until they are orthogonal; from A itself
   double* workspace;          ///< [teams, workspace_doubles]
   int64_t workspace_doubles;  ///< per team
   double gram_error;          ///< ‖error‖_F of a Gram matrix and of its eigenvalues, over ‖A‖_F²
@@ -41,24 +46,38 @@ inline int64_t tail_doubles(int64_t p, int64_t q) {
 }
 
 /// All matrices of one call on teams of which none has a workspace yet.
-inline Job job_of(const MatricesView& x, const SvdView& out, bool near, bool refine) {
-  const int64_t p = std::min(x.m, x.n), q = std::max(x.m, x.n), k = refine ? p : out.k;
+inline Job job_of(const MatricesView& x, const SvdView& out, bool near, SvdEffort effort) {
+  const bool rotate = effort == SvdEffort::high || x.dtype == DType::f64;
+  const bool refine = effort == SvdEffort::refined, all = refine || rotate;
+  const int64_t p = std::min(x.m, x.n), q = std::max(x.m, x.n), k = all ? p : out.k;
   const int64_t width = whole_blocks(static_cast<int>(p));
   const int64_t far = near ? 0 : width * width + band_doubles(static_cast<int>(p));
   const int64_t back = near ? 0 : p * p + joined_doubles(k);
-  const bool vectors = out.left != nullptr || refine;
-  const int64_t total =
-      far + (vectors ? back + vector_doubles(p, q, k) : 0) + (refine ? tail_doubles(p, q) : 0);
-  return {x,      out,     static_cast<int>(p), static_cast<int>(q), static_cast<int>(k),
-          refine, nullptr, total + total % 2,   gram_error(p, q)};
+  const bool vectors = out.left != nullptr || all;
+  const int64_t total = far + (vectors ? back + vector_doubles(p, q, k) : 0) +
+                        (refine   ? tail_doubles(p, q)
+                         : rotate ? p * q
+                                  : 0);
+  return {x,
+          out,
+          static_cast<int>(p),
+          static_cast<int>(q),
+          static_cast<int>(k),
+          refine,
+          rotate,
+          effort == SvdEffort::high,
+          nullptr,
+          total + total % 2,
+          gram_error(p, q)};
 }
 
 /// Doubles of the spectrum's vectors; what follows them starts at 16 bytes.
 ANISO_ANYWHERE inline int spectrum_doubles(int p) { return 5 * p + p % 2; }
 
 /// Doubles of the team's own memory, beside its exchange.
-inline int64_t own_doubles(int most, int p, int warps, bool near) {
+inline int64_t own_doubles(int most, int p, int warps, bool near, bool rotate) {
   int64_t rest = near ? kStage + int64_t{p} * p : kStage;
+  if (rotate) rest = std::max(rest, kStage + rotation_doubles(p));
   if (!near) rest = std::max({rest, panel_doubles(most, p), chase_doubles(p, warps)});
   return spectrum_doubles(p) + rest;
 }
@@ -76,12 +95,17 @@ ANISO_PHASE float of_half(uint16_t bits) {
   return finite ? of_bits(sign | rest) * 0x1p112f : of_bits(sign | rest | 0x7f800000u);
 }
 
-/// The matrix at hand, not of float64.
+ANISO_PHASE int bytes_of(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+
+/// The matrix at hand.
 struct Entries {
   const char* data;
   DType dtype;
   int64_t outer, inner;  ///< strides of rows of A, and along them
 
+  /// Not of float64.
   ANISO_PHASE float operator()(int i, int k) const {
     const int64_t at = i * outer + k * inner;
     switch (dtype) {
@@ -95,6 +119,11 @@ struct Entries {
         break;
     }
     return 0.0f;
+  }
+
+  ANISO_PHASE double exactly(int i, int k) const {
+    if (dtype != DType::f64) return (*this)(i, k);
+    return reinterpret_cast<const double*>(data)[i * outer + k * inner];
   }
 };
 

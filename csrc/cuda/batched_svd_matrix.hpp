@@ -4,7 +4,8 @@
 // with small values; where values are not told apart the caller takes another solver.
 #pragma once
 
-#include "cuda/batched_svd_job.hpp"
+#include "cuda/batched_svd_results.hpp"
+#include "cuda/batched_svd_rotation.hpp"
 
 namespace aniso::svd {
 
@@ -31,16 +32,21 @@ class Factorization {
         wide_(job.x.m <= job.x.n),
         far_(job.workspace + slot * job.workspace_doubles) {}
 
+  /// The matrix at hand.
+  ANISO_PHASE int64_t index() const { return index_; }
+
   ANISO_PHASE void run(int64_t index) {
     index_ = index;
-    const int64_t size = job_.x.dtype == DType::f32 ? 4 : 2;
+    const int64_t size = bytes_of(job_.x.dtype);
     a_ = {static_cast<const char*>(job_.x.data) + index * job_.x.batch_stride * size, job_.x.dtype,
           wide_ ? job_.x.row_stride : job_.x.column_stride,
           wide_ ? job_.x.column_stride : job_.x.row_stride};
     n_ = p_;
     count_ = k_;
     method_ = SVD_GRAM;
-    if (!accumulate()) return mark(SVD_NOT_FINITE);
+    if (job_.rotate) load();
+    if (!(job_.rotate ? accumulate_loaded() : accumulate())) return mark(SVD_NOT_FINITE);
+    if (job_.rotate) return mark(turn_until_orthogonal() ? finish() : SVD_FAILED);
     find_values();
     if (job_.refine) return mark(refine() ? finish() : SVD_FAILED);
     if (heads() < n_) return mark(SVD_FAILED);
@@ -113,27 +119,30 @@ class Factorization {
   ANISO_APART void settle_rows(int first) const { rows_from(first).set_w(); }
 
   ANISO_APART void chase_bulges() {
-    double* kept = job_.out.left != nullptr || job_.refine ? chased() : nullptr;
+    double* kept = job_.out.left != nullptr || job_.refine || job_.rotate ? chased() : nullptr;
     BulgeChase<Team>(team_, spectrum(), band(), kept).run();
   }
 
   /// A Aᵀ brought to a trace of about 1; false where it is not finite. Products of single precision
   /// neither overflow nor vanish in float64.
   ANISO_APART bool accumulate() {
-    const double trace = set_gram(RowsOfA{a_, a_.inner == 1}, exponent_);
-    norm_ = sqrt(scalbn(trace, -2 * exponent_));
+    lifted_ = 0;
+    return settle(set_gram(RowsOfA{a_, a_.inner == 1}));
+  }
+  /// ... of the rows that load() left.
+  ANISO_PHASE bool accumulate_loaded() { return settle(accumulate_rows(loaded())); }
+  /// ... of n_ rows in memory; its trace before.
+  ANISO_APART double accumulate_rows(const double* rows) { return set_gram(RowsOf{rows, q_}); }
+
+  ANISO_PHASE bool settle(double trace) {
+    norm_ = sqrt(scalbn(trace, -2 * scaled_));
+    exponent_ = lifted_ + scaled_;
     return trace <= DBL_MAX;
   }
 
-  /// ... and of rows first.. of B; its trace before.
-  ANISO_APART double accumulate_tail(int first) const {
-    int exponent = 0;
-    return set_gram(RowsOf{b() + first * q_, q_}, exponent);
-  }
-
-  /// The Gram matrix of n_ rows over 4^exponent, which brings it to a trace of about 1; its trace.
+  /// The Gram matrix of n_ rows over 4^scaled_, which brings it to a trace of about 1; its trace.
   template <class Rows>
-  ANISO_PHASE double set_gram(const Rows& rows, int& exponent) const {
+  ANISO_PHASE double set_gram(const Rows& rows) {
     double* gram = spectrum().gram;
     const int n = n_, stride = width();
     for (int e = team_.thread(); stride > n && e < stride * stride; e += team_.threads()) {
@@ -146,8 +155,8 @@ class Factorization {
     double trace = 0.0;
     for (int i = team_.thread(); i < n; i += team_.threads()) trace += gram[i * stride + i];
     trace = team_.sum(trace);
-    exponent = trace > 0.0 && trace <= DBL_MAX ? (ilogb(trace) + 2) >> 1 : 0;
-    const double down = scalbn(1.0, -2 * exponent);
+    scaled_ = trace > 0.0 && trace <= DBL_MAX ? (ilogb(trace) + 2) >> 1 : 0;
+    const double down = scalbn(1.0, -2 * scaled_);
     for (int i = team_.thread(); i < stride * stride; i += team_.threads()) gram[i] *= down;
     team_.sync();
     return trace;
@@ -218,7 +227,7 @@ class Factorization {
       method_ = SVD_REFINED;
       n_ = count_ = p_ - first;
       removed += clear_of(first) + turn_error() * norm_;
-      const double total = accumulate_tail(first);
+      const double total = accumulate_rows(b() + first * q_);
       if (sqrt(total) <= kNoise * norm_) {
         keep(first, total, removed);
         break;
@@ -321,6 +330,89 @@ class Factorization {
     return left;
   }
 
+  // ---- rotations, where squares may leave the range of float64 or small values count ----
+
+  /// A in float64, its largest entry brought to [1/2, 1).
+  ANISO_APART void load() {
+    double largest = 0.0;
+    for (int e = team_.thread(); e < p_ * q_; e += team_.threads()) {
+      loaded()[e] = a_.exactly(e / q_, e % q_);
+      largest = fmax(largest, fabs(loaded()[e]));
+    }
+    largest = team_.largest(largest);
+    lifted_ = largest > 0.0 && largest <= DBL_MAX ? ilogb(largest) + 1 : 0;
+    for (int e = team_.thread(); e < p_ * q_; e += team_.threads()) {
+      loaded()[e] = scalbn(loaded()[e], -lifted_);
+    }
+    team_.sync();
+  }
+
+  /// Z and B, whose rows become orthogonal: from the vectors of the Gram matrix on, which spare
+  /// sweeps, or from A itself, whose small values they would leave less accurate.
+  ANISO_APART bool turn_until_orthogonal() {
+    method_ = SVD_JACOBI;
+    if (!job_.high) find_values();
+    const bool begun = !job_.high && spectrum().values()[0] > 0.0 && find_vectors(z(), heads());
+    begun ? begin_with_vectors() : begin_with_rows();
+    for (int sweep = 0; sweep < kMostSweeps; ++sweep) {
+      if (!sweep_rows()) return true;
+    }
+    return false;
+  }
+
+  ANISO_APART void begin_with_rows() const {
+    const double down = scalbn(1.0, lifted_ - exponent_);
+    for (int e = team_.thread(); e < p_ * p_; e += team_.threads()) {
+      z()[e] = e / p_ == e % p_ ? 1.0 : 0.0;
+    }
+    for (int e = team_.thread(); e < p_ * q_; e += team_.threads()) b()[e] = loaded()[e] * down;
+    team_.sync();
+  }
+
+  /// One step of Z ← (3 Z - Z Zᵀ Z) / 2 (Björck & Bowie 1971): a defect of ε n becomes one of ε.
+  ANISO_APART void begin_with_vectors() const {
+    const int p = p_, q = q_;
+    double *vectors = z(), *products = b(), *before = products + p * p, *out = b();
+    for (int e = team_.thread(); e < p * p; e += team_.threads()) before[e] = vectors[e];
+    multiply(team_, spectrum().stage, {p, p, p}, false, RowsOf{vectors, p}, RowsOf{vectors, p},
+             [=](int i, int j, double value) {
+               products[i * p + j] = 0.5 * (value - (i == j ? 1.0 : 0.0));
+             });
+    multiply(team_, spectrum().stage, {p, p, p}, false, RowsOf{products, p}, ColumnsOf{before, p},
+             [=](int i, int j, double value) { vectors[i * p + j] -= value; });
+    const double down = scalbn(1.0, lifted_ - exponent_);
+    multiply(team_, spectrum().stage, {p, q, p}, false, RowsOf{vectors, p}, ColumnsOf{loaded(), q},
+             [=](int i, int c, double value) { out[i * q + c] = value * down; });
+  }
+
+  /// Every two blocks of rows; whether any had to be turned.
+  ANISO_APART bool sweep_rows() const {
+    bool turned = false;
+    const int last = (p_ - 1) / kBlock > 1 ? (p_ - 1) / kBlock : 1;
+    for (int first = 0; first < last; ++first) {
+      for (int second = first + 1; second <= last; ++second) {
+        if (!compare_blocks(first, second)) continue;
+        turned = true;
+        diagonalize_blocks(first, second);
+        turn_blocks(first, second, b(), q_);
+        if (job_.out.left != nullptr) turn_blocks(first, second, z(), p_);
+      }
+    }
+    return turned;
+  }
+  ANISO_PHASE BlockPair<Team> blocks(int first, int second) const {
+    return {team_, spectrum().stage, p_, first, second};
+  }
+  ANISO_APART bool compare_blocks(int first, int second) const {
+    return blocks(first, second).compare(b(), q_);
+  }
+  ANISO_APART void diagonalize_blocks(int first, int second) const {
+    blocks(first, second).diagonalize(q_);
+  }
+  ANISO_APART void turn_blocks(int first, int second, double* rows, int length) const {
+    blocks(first, second).turn(rows, length);
+  }
+
   // The workspace: addresses are cheaper to find again than to keep in registers.
 
   /// The Gram matrix where it is not near, then the band.
@@ -347,6 +439,8 @@ class Factorization {
   ANISO_PHASE double* turn() const {
     return kNear ? chased() : joined() + 2 * kJoined * (kJoined + k_);
   }
+  /// Where rows are rotated instead: A, [p, q].
+  ANISO_PHASE double* loaded() const { return turn(); }
   ANISO_PHASE double* product() const { return turn() + p_ * p_; }
   ANISO_PHASE double* kept() const { return product() + p_ * (q_ > 2 * p_ ? q_ : 2 * p_); }
 
@@ -367,10 +461,10 @@ class Factorization {
   ANISO_APART SvdMethod finish() {
     measure();
     if (job_.out.left == nullptr) {
-      leave_checks();
+      results().leave_checks();
       return method_;
     }
-    if (job_.refine) complete();
+    if (job_.refine || job_.rotate) complete();
     check();
     write_vectors();
     return method_;
@@ -391,10 +485,21 @@ class Factorization {
       }
       order()[rank] = j;
       if (rank >= returned()) continue;
-      job_.refine ? write(rank, norms()[j], kept()[p_ + j], kept()[2 * p_ + j])
-                  : write(rank, norms()[j], job_.gram_error * norm_ * norm_, 0.0);
+      write_value(rank, j);
     }
     team_.sync();
+  }
+
+  /// Row j of B has value `rank`.
+  ANISO_PHASE void write_value(int rank, int j) const {
+    const double sigma = norms()[j];
+    if (job_.rotate) {
+      results().write(rank, sigma, 0.0, turn_error() * norm_ + sigma * p_ * orthogonal_below(q_));
+    } else if (job_.refine) {
+      results().write(rank, sigma, kept()[p_ + j], kept()[2 * p_ + j]);
+    } else {
+      results().write(rank, sigma, job_.gram_error * norm_ * norm_, 0.0);
+    }
   }
 
   // ---- checks by random probes: E‖R ω‖² = ‖R‖_F² for ω of random signs (Hutchinson 1990) ----
@@ -405,8 +510,9 @@ class Factorization {
     const double defect_long = defect();
     // ω S Z - ω Vᵀ Aᵀ
     combine(z(), p_, true, across());
-    images_of(RowsOfA{a_, true}, p_, q_, along());
-    const double residual = distance(scalbn(1.0, -exponent_));
+    job_.rotate ? images_of(RowsOf{loaded(), q_}, p_, q_, along())
+                : images_of(RowsOfA{a_, true}, p_, q_, along());
+    const double residual = distance(scalbn(1.0, lifted_ - exponent_));
     combine(z(), p_, false, across());
     images_of(ChosenRows{z(), p_, order()}, returned(), p_, across());
     const double defect_short = defect();
@@ -479,88 +585,21 @@ class Factorization {
 
   // ---- results ----
 
-  /// Value j, whose square is off by up to square_error, and then by error.
-  ANISO_PHASE void write(int j, double sigma, double square_error, double error) const {
-    const double square = sigma * sigma;
-    const int64_t at = index_ * returned() + j;
-    const double low = square > square_error ? sqrt(square - square_error) - error : 0.0;
-    job_.out.values[at] = scalbn(sigma, exponent_);
-    job_.out.bounds[at] = scalbn(low > 0.0 ? low : 0.0, exponent_);
-    job_.out.bounds[job_.x.b * returned() + at] =
-        scalbn(sqrt(square + square_error) + error, exponent_);
-  }
+  ANISO_PHASE Results<Team> results() const { return {team_, job_, index_, exponent_}; }
 
   ANISO_APART void write_values() const {
     for (int j = team_.thread(); j < k_; j += team_.threads()) {
-      write(j, sqrt(spectrum().values()[j] > 0.0 ? spectrum().values()[j] : 0.0),
-            job_.gram_error * norm_ * norm_, 0.0);
+      results().write(j, sqrt(spectrum().values()[j] > 0.0 ? spectrum().values()[j] : 0.0),
+                      job_.gram_error * norm_ * norm_, 0.0);
     }
-    leave_checks();
+    results().leave_checks();
     mark(SVD_GRAM);
   }
 
-  ANISO_PHASE void leave_checks() const {
-    if (team_.thread() != 0) return;
-    job_.out.checks[index_] = job_.out.checks[job_.x.b + index_] = nan("");
-  }
+  ANISO_APART void mark(SvdMethod method) const { results().mark(method); }
 
-  /// The last word on a matrix; its memory is free for the next.
-  ANISO_PHASE void mark(SvdMethod method) const {
-    if (method == SVD_NOT_FINITE) refuse();
-    if (team_.thread() == 0) job_.out.methods[index_] = method;
-    team_.sync();
-  }
-
-  ANISO_PHASE void refuse() const {
-    const SvdView& out = job_.out;
-    const int64_t k = out.k;
-    for (int64_t j = team_.thread(); j < k; j += team_.threads()) {
-      const int64_t at = index_ * k + j;
-      out.values[at] = out.bounds[at] = out.bounds[job_.x.b * k + at] = nan("");
-    }
-    leave_checks();
-    if (out.left == nullptr) return;
-    for (int64_t i = team_.thread(); i < job_.x.m * k; i += team_.threads()) put_left(i, 0.0);
-    for (int64_t i = team_.thread(); i < job_.x.n * k; i += team_.threads()) put_right(i, 0.0);
-  }
-
-  /// The vectors as written: the sign makes the largest entry of the right one positive.
   ANISO_APART void write_vectors() const {
-    const int m = static_cast<int>(job_.x.m), n = static_cast<int>(job_.x.n);
-    const double *left = wide_ ? z() : b(), *right = wide_ ? b() : z();
-    const int k = returned();
-    for (int j = team_.warp(); j < k; j += Team::kWarps) {
-      const double* row = right + int64_t{order()[j]} * n;
-      const double sign = sign_of(row, n);
-      if (team_.lane() == 0) signs()[j] = sign;
-      for (int i = team_.lane(); i < n; i += team_.lanes()) {
-        put_right(int64_t{j} * n + i, sign * row[i]);
-      }
-    }
-    team_.sync();
-    for (int64_t at = team_.thread(); at < int64_t{m} * k; at += team_.threads()) {
-      const int i = static_cast<int>(at / k), j = static_cast<int>(at % k);
-      put_left(at, signs()[j] * left[int64_t{order()[j]} * m + i]);
-    }
-  }
-
-  /// The sign of a row's entry of largest magnitude, plus where both signs reach it.
-  ANISO_PHASE double sign_of(const double* row, int n) const {
-    double most = 0.0, least = 0.0;
-    for (int i = team_.lane(); i < n; i += team_.lanes()) {
-      most = fmax(most, row[i]);
-      least = fmin(least, row[i]);
-    }
-    return team_.warp_max(-least) > team_.warp_max(most) ? -1.0 : 1.0;
-  }
-
-  ANISO_PHASE void put_left(int64_t at, double value) const {
-    static_cast<float*>(job_.out.left)[index_ * job_.x.m * returned() + at] =
-        static_cast<float>(value);
-  }
-  ANISO_PHASE void put_right(int64_t at, double value) const {
-    static_cast<float*>(job_.out.right)[index_ * job_.x.n * returned() + at] =
-        static_cast<float>(value);
+    results().write_vectors(wide_ ? z() : b(), wide_ ? b() : z(), order(), signs());
   }
 
   const Team team_;
@@ -570,7 +609,8 @@ class Factorization {
   double* const far_;  // the workspace
   Entries a_{};
   int64_t index_ = 0;
-  int exponent_ = 0;
+  // A was divided by 2 to these: by load(), for the last Gram matrix, and for B altogether.
+  int lifted_ = 0, scaled_ = 0, exponent_ = 0;
   int n_ = 0, count_ = 0;  // the order of the spectrum at hand, and how many vectors it has
   SvdMethod method_ = SVD_GRAM;
   double norm_ = 0.0, spread_ = 0.0;

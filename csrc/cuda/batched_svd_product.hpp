@@ -83,6 +83,34 @@ struct Carrier {
   }
 };
 
+/// sums += a bᵀ for pieces in the stage, kPieceDepth deep: a above kColumns of b.
+template <int kColumns, class Team>
+ANISO_PHASE void multiply_pieces(const Team& team, const double* a, const double* b,
+                                 double (&sums)[kColumns][Team::kHeld][kSums]) {
+  constexpr int kSteps = kPieceDepth / 4;
+  double left[Team::kHeld][2 * kSteps], right[Team::kHeld][kSteps];
+#pragma unroll
+  for (int l = 0; l < team.held(); ++l) {
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      const int lane = team.held_lane(l);
+      left[l][i] = a[Held::left_row(lane, i) * kStageStride + Held::left_depth(lane, i)];
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+    for (int l = 0; l < team.held(); ++l) {
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        const int lane = team.held_lane(l), row = c * kPieceColumns + Held::right_row(lane);
+        right[l][i] = b[row * kStageStride + Held::right_depth(lane, i)];
+      }
+    }
+    team.template multiply_add<kSteps>(left, right, sums[c]);
+  }
+}
+
 /// store(i, j, Σ_k left(i, k) right(j, k)) for the tile at (row, column). A factor's `deep` says
 /// that its values lie side by side along k.
 template <class Team, class Left, class Right, class Store>
@@ -90,7 +118,7 @@ ANISO_PHASE void multiply_tile(const Team& team, double* stage, const Extent& si
                                int column, const Left& left, const Right& right,
                                const Store& store) {
   using Part = Share<Team>;
-  double sums[Part::kColumns][Team::kOwn] = {};
+  double sums[Part::kColumns][Team::kHeld][kSums] = {};
   Carrier<Team, Left, Right> carrier{left, right, {}, {}};
   const int own_row = Part::row(team), own_column = Part::column(team);
   const bool idle = row + own_row >= size.rows || column + own_column >= size.columns;
@@ -103,22 +131,20 @@ ANISO_PHASE void multiply_tile(const Team& team, double* stage, const Extent& si
                  *b = stage + (kTile + own_column) * kStageStride;
 #pragma unroll 1
     for (int k = 0; k < kDepth && !idle; k += kPieceDepth) {
-      const auto own = team.take_left(a + k);
-#pragma unroll
-      for (int c = 0; c < Part::kColumns; ++c) {
-        team.multiply_add(own, b + c * kPieceColumns * kStageStride + k, sums[c]);
-      }
+      multiply_pieces<Part::kColumns>(team, a + k, b + k, sums);
     }
     team.sync();
   }
-  const int own = kPieceRows * kPieceColumns / team.lanes();
 #pragma unroll
   for (int c = 0; c < Part::kColumns; ++c) {
 #pragma unroll
-    for (int o = 0; o < Team::kOwn; ++o) {
-      const int i = row + own_row + team.piece_row(o);
-      const int j = column + own_column + c * kPieceColumns + team.piece_column(o);
-      if (o < own && i < size.rows && j < size.columns) store(i, j, sums[c][o]);
+    for (int l = 0; l < team.held(); ++l) {
+#pragma unroll
+      for (int s = 0; s < kSums; ++s) {
+        const int lane = team.held_lane(l), i = row + own_row + Held::sum_row(lane, s);
+        const int j = column + own_column + c * kPieceColumns + Held::sum_column(lane, s);
+        if (i < size.rows && j < size.columns) store(i, j, sums[c][l][s]);
+      }
     }
   }
 }

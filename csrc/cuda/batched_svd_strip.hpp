@@ -16,157 +16,135 @@ ANISO_PHASE int panel_at(int i, int k) {
   return (k / 4 * kMost + i) * 4 + k % 4;
 }
 
-#if defined(__CUDACC__)
+/// Two neighbours that are read and written at once.
+struct alignas(16) Two {
+  double first, second;
+};
 
-/// A lane has the entries that the tensor cores give it: of rows `group` and `group` + 8 the two
-/// from 2 · `place` on.
+/// A lane has the entries that a product's sums give it.
 template <int kMost, class Team>
 class Strip {
  public:
-  __device__ Strip(const Team& team, double* matrix, int stride, int row)
-      : group_(team.lane() / 4),
-        place_(team.lane() % 4),
-        stride_(stride),
-        row_(row),
-        own_(matrix + (row + group_) * stride + 2 * place_) {}
+  ANISO_PHASE Strip(const Team& team, double* matrix, int stride, int row)
+      : team_(team), stride_(stride), row_(row), matrix_(matrix) {}
 
   /// The rows' part of A - V Wᵀ - W Vᵀ.
-  __device__ void take_factors(const double* v, const double* w) {
+  ANISO_PHASE void take_factors(const double* v, const double* w) {
 #pragma unroll
-    for (int a = 0; a < 8; ++a) {
-      const int at = panel_at<kMost>(row_ + group_ + a % 2 * 8, place_ + a / 2 * 4);
-      v_[a] = -v[at];
-      w_[a] = -w[at];
+    for (int l = 0; l < team_.held(); ++l) {
+#pragma unroll
+      for (int a = 0; a < 8; ++a) {
+        const int lane = team_.held_lane(l);
+        const int at = panel_at<kMost>(row_ + Held::left_row(lane, a), Held::left_depth(lane, a));
+        v_[l][a] = -v[at];
+        w_[l][a] = -w[at];
+      }
     }
   }
 
   /// Reads columns `column`.. ahead of their turn.
-  __device__ void fetch(int column) {
+  ANISO_PHASE void fetch(int column) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      ahead_[half] = *reinterpret_cast<const double2*>(own_ + half * 8 * stride_ + column);
+    for (int l = 0; l < team_.held(); ++l) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) ahead_[l][half] = *two(l, half, column);
     }
   }
 
   /// The columns read last are at hand.
-  __device__ void next() {
+  ANISO_PHASE void next() {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      entries_[2 * half] = ahead_[half].x;
-      entries_[2 * half + 1] = ahead_[half].y;
+    for (int l = 0; l < team_.held(); ++l) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        entries_[l][2 * half] = ahead_[l][half].first;
+        entries_[l][2 * half + 1] = ahead_[l][half].second;
+      }
     }
   }
 
-  __device__ void update(const double* v, const double* w, int column) {
-    double factors[4];
+  ANISO_PHASE void update(const double* v, const double* w, int column) {
+    double factors[Team::kHeld][4];
     take_columns(w, column, factors);
-    multiply_add(v_, factors, entries_);
+    team_.template multiply_add<4>(v_, factors, entries_);
     take_columns(v, column, factors);
-    multiply_add(w_, factors, entries_);
+    team_.template multiply_add<4>(w_, factors, entries_);
   }
 
-  __device__ void put(int column) const {
+  ANISO_PHASE void put(int column) const {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      *reinterpret_cast<double2*>(own_ + half * 8 * stride_ + column) = {entries_[2 * half],
-                                                                         entries_[2 * half + 1]};
+    for (int l = 0; l < team_.held(); ++l) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        *two(l, half, column) = {entries_[l][2 * half], entries_[l][2 * half + 1]};
+      }
     }
   }
 
   /// product += entries · u. A lane's entries are a factor as they stand once the columns are taken
   /// in another order: those at even places, then those at odd ones.
-  __device__ void multiply(const double* u, int column) {
-    const double left[4] = {entries_[0], entries_[2], entries_[1], entries_[3]};
+  ANISO_PHASE void multiply(const double* u, int column) {
+    double left[Team::kHeld][4], right[Team::kHeld][2];
+#pragma unroll
+    for (int l = 0; l < team_.held(); ++l) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) left[l][i] = entries_[l][i % 2 * 2 + i / 2];
+    }
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
-      const int row = column + 2 * place_, k = side * 8 + group_;
-      const double right[2] = {u[panel_at<kMost>(row, k)], u[panel_at<kMost>(row + 1, k)]};
-      multiply_add(left, right, product_[side]);
+#pragma unroll
+      for (int l = 0; l < team_.held(); ++l) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int lane = team_.held_lane(l), k = side * 8 + Held::right_row(lane);
+          right[l][i] = u[panel_at<kMost>(column + Held::sum_column(lane, i), k)];
+        }
+      }
+      team_.template multiply_add<2>(left, right, product_[side]);
     }
   }
 
   /// Into rows of y [·, kBand].
-  __device__ void put_product(double* y) const {
+  ANISO_PHASE void put_product(double* y) const {
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int i = row_ + group_ + e / 2 * 8, k = side * 8 + 2 * place_ + e % 2;
-        y[i * kBand + k] = product_[side][e];
-      }
-    }
-  }
-
- private:
-  __device__ void take_columns(const double* panel, int row, double (&factors)[4]) const {
+      for (int l = 0; l < team_.held(); ++l) {
 #pragma unroll
-    for (int b = 0; b < 4; ++b) factors[b] = panel[panel_at<kMost>(row + group_, place_ + b * 4)];
-  }
-
-  const int group_, place_, stride_, row_;
-  double* own_;
-  double v_[8], w_[8], entries_[4], product_[2][4] = {};
-  double2 ahead_[2];
-};
-
-#else
-
-/// A lane has whole rows, kBand of them shared among the lanes of the warp.
-template <int kMost, class Team>
-class Strip {
- public:
-  Strip(const Team& team, double* matrix, int stride, int row)
-      : rows_(kBand / team.lanes()),
-        row_(row + team.lane() * rows_),
-        stride_(stride),
-        own_(matrix + row_ * stride) {}
-
-  void take_factors(const double*, const double*) {}
-
-  void fetch(int column) {
-    for (int i = 0; i < rows_; ++i)
-      memcpy(ahead_[i], own_ + i * stride_ + column, sizeof(ahead_[i]));
-  }
-  void next() { memcpy(entries_, ahead_, sizeof(ahead_)); }
-  void put(int column) const {
-    for (int i = 0; i < rows_; ++i) {
-      memcpy(own_ + i * stride_ + column, entries_[i], sizeof(entries_[i]));
-    }
-  }
-
-  void update(const double* v, const double* w, int column) {
-    for (int i = 0; i < rows_; ++i) {
-      for (int j = 0; j < kPieceColumns; ++j) {
-        for (int k = 0; k < kBand; ++k) {
-          const int here = panel_at<kMost>(row_ + i, k), there = panel_at<kMost>(column + j, k);
-          entries_[i][j] -= v[here] * w[there] + w[here] * v[there];
+        for (int e = 0; e < kSums; ++e) {
+          const int lane = team_.held_lane(l), i = row_ + Held::sum_row(lane, e);
+          y[i * kBand + side * 8 + Held::sum_column(lane, e)] = product_[side][l][e];
         }
       }
     }
-  }
-
-  void multiply(const double* u, int column) {
-    for (int i = 0; i < rows_; ++i) {
-      for (int j = 0; j < kPieceColumns; ++j) {
-        for (int k = 0; k < kBand; ++k) {
-          product_[i][k] += entries_[i][j] * u[panel_at<kMost>(column + j, k)];
-        }
-      }
-    }
-  }
-
-  void put_product(double* y) const {
-    for (int i = 0; i < rows_; ++i)
-      memcpy(y + (row_ + i) * kBand, product_[i], sizeof(product_[i]));
   }
 
  private:
-  const int rows_, row_, stride_;
-  double* own_;
-  double ahead_[kBand][kPieceColumns], entries_[kBand][kPieceColumns];
-  double product_[kBand][kBand] = {};
-};
+  /// A lane's entries of a half of the rows.
+  ANISO_PHASE Two* two(int l, int half, int column) const {
+    const int lane = team_.held_lane(l), row = row_ + Held::sum_row(lane, 2 * half);
+    return reinterpret_cast<Two*>(matrix_ + row * stride_ + column + Held::sum_column(lane, 0));
+  }
 
-#endif
+  ANISO_PHASE void take_columns(const double* panel, int row,
+                                double (&factors)[Team::kHeld][4]) const {
+#pragma unroll
+    for (int l = 0; l < team_.held(); ++l) {
+#pragma unroll
+      for (int b = 0; b < 4; ++b) {
+        const int lane = team_.held_lane(l);
+        factors[l][b] =
+            panel[panel_at<kMost>(row + Held::right_row(lane), Held::right_depth(lane, b))];
+      }
+    }
+  }
+
+  const Team team_;
+  const int stride_, row_;
+  double* matrix_;
+  double v_[Team::kHeld][8], w_[Team::kHeld][8], entries_[Team::kHeld][4];
+  double product_[2][Team::kHeld][kSums] = {};
+  Two ahead_[Team::kHeld][2];
+};
 
 }  // namespace aniso::svd

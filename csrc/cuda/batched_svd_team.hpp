@@ -32,14 +32,34 @@ constexpr int kStageStride = kDepth + 4;
 /// Sums that may be under way at once.
 constexpr int kSlots = 2;
 
+/// What a lane of a warp holds of a [16, ·], b [8, ·] and sums [16, 8], entry by entry.
+struct Held {
+  static ANISO_PHASE int left_row(int lane, int i) { return lane / 4 + i % 2 * 8; }
+  static ANISO_PHASE int left_depth(int lane, int i) { return lane % 4 + i / 2 * 4; }
+  static ANISO_PHASE int right_row(int lane) { return lane / 4; }
+  static ANISO_PHASE int right_depth(int lane, int i) { return lane % 4 + i * 4; }
+  static ANISO_PHASE int sum_row(int lane, int i) { return lane / 4 + i / 2 * 8; }
+  static ANISO_PHASE int sum_column(int lane, int i) { return lane % 4 * 2 + i % 2; }
+};
+constexpr int kSums = 4;
+
+/// Calls piece(entry of a, entry of b, first of two sums) for every [8, 4] · [4, 8] of a product.
+template <int kSteps, class Piece>
+ANISO_PHASE void in_small_pieces(const Piece& piece) {
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) piece(2 * step + half, step, 2 * half);
+  }
+}
+
 #if defined(__CUDACC__)
 
-/// sums += a bᵀ for rows of a: a lane has of a [16, 4 · kSteps] the rows lane / 4 and 8 below, of
-/// b [8, 4 · kSteps] the row lane / 4, every fourth column from lane % 4 on; of the sums those rows
-/// of a, and columns 2 · (lane % 4) and the next.
+/// sums += a bᵀ for a [16, 4 · kSteps] and b [8, 4 · kSteps], of which each lane has what Held
+/// says.
 template <int kSteps>
 __device__ inline void multiply_add(const double (&a)[2 * kSteps], const double (&b)[kSteps],
-                                    double (&sums)[4]) {
+                                    double (&sums)[kSums]) {
 #if __CUDA_ARCH__ >= 900
   if constexpr (kSteps == 4) {
     asm("mma.sync.aligned.m16n8k16.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, "
@@ -55,15 +75,11 @@ __device__ inline void multiply_add(const double (&a)[2 * kSteps], const double 
         : "d"(a[0]), "d"(a[1]), "d"(a[2]), "d"(a[3]), "d"(b[0]), "d"(b[1]));
   }
 #else
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
-          : "+d"(sums[2 * half]), "+d"(sums[2 * half + 1])
-          : "d"(a[2 * step + half]), "d"(b[step]));
-    }
-  }
+  in_small_pieces<kSteps>([&](int left, int right, int sum) {
+    asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+        : "+d"(sums[sum]), "+d"(sums[sum + 1])
+        : "d"(a[left]), "d"(b[right]));
+  });
 #endif
 }
 
@@ -72,7 +88,7 @@ template <int kWarpCount>
 struct BlockTeam {
   static constexpr int kWarps = kWarpCount, kLanes = 32;
   static constexpr int kThreads = kWarps * kLanes;
-  static constexpr int kOwn = kPieceRows * kPieceColumns / kLanes;  // entries of a piece per lane
+  static constexpr int kHeld = 1;  // lanes whose registers a thread holds
 
   /// The memory that all threads have in common, 16-byte aligned.
   __device__ double* memory() const { return exchange() + kSlots * kWarps; }
@@ -96,31 +112,15 @@ struct BlockTeam {
     return x;
   }
 
-  /// This lane's share of a piece's left factor, whose rows lie kStageStride apart.
-  struct Left {
-    double values[kPieceDepth / 2];
-  };
-  __device__ Left take_left(const double* a) const {
-    Left left;
-    const double* at = a + lane() / 4 * kStageStride + lane() % 4;
-#pragma unroll
-    for (int i = 0; i < kPieceDepth / 2; ++i)
-      left.values[i] = at[i % 2 * 8 * kStageStride + i / 2 * 4];
-    return left;
-  }
+  __device__ static constexpr int held() { return kHeld; }
+  __device__ int held_lane(int) const { return lane(); }
 
-  /// sums += left bᵀ.
-  __device__ void multiply_add(const Left& left, const double* b, double (&sums)[kOwn]) const {
-    double right[kPieceDepth / 4];
-    const double* at = b + lane() / 4 * kStageStride + lane() % 4;
-#pragma unroll
-    for (int i = 0; i < kPieceDepth / 4; ++i) right[i] = at[i * 4];
-    svd::multiply_add(left.values, right, sums);
+  template <int kSteps>
+  __device__ void multiply_add(const double (&a)[kHeld][2 * kSteps],
+                               const double (&b)[kHeld][kSteps],
+                               double (&sums)[kHeld][kSums]) const {
+    svd::multiply_add<kSteps>(a[0], b[0], sums[0]);
   }
-
-  /// Where in a piece this lane's entry `own` lies.
-  __device__ int piece_row(int own) const { return lane() / 4 + own / 2 * 8; }
-  __device__ int piece_column(int own) const { return lane() % 4 * 2 + own % 2; }
 
   __device__ void deposit(int slot, double x) const {
     const double total = warp_sum(x);
@@ -139,6 +139,16 @@ struct BlockTeam {
     sync();
     return total;
   }
+  __device__ double largest(double x) const {
+    const double own = warp_max(x);
+    if (lane() == 0) exchange()[warp()] = own;
+    sync();
+    double most = own;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) most = fmax(most, exchange()[w]);
+    sync();
+    return most;
+  }
 
  private:
   static __device__ double* exchange() {
@@ -148,6 +158,41 @@ struct BlockTeam {
 };
 
 #else
+
+/// Registers of a warp's lanes in the places that PTX gives them: column-major offsets, as
+/// CUTLASS's MMA_Traits of SM90_16x8x{8,16}_F64F64F64F64_TN and SM80_8x8x4_F64F64F64F64_TN have
+/// their strides.
+struct Wide {
+  static constexpr int kRows = 16;
+  static int left(int lane, int i) { return lane % 4 * 16 + lane / 4 + i % 2 * 8 + i / 2 * 64; }
+  static int right(int lane, int i) { return lane % 4 * 8 + lane / 4 + i * 32; }
+  static int sum(int lane, int i) { return lane % 4 * 32 + lane / 4 + i % 2 * 16 + i / 2 * 8; }
+};
+struct Small {
+  static constexpr int kRows = 8;
+  static int left(int lane, int) { return lane % 4 * 8 + lane / 4; }
+  static int right(int lane, int) { return lane % 4 * 8 + lane / 4; }
+  static int sum(int lane, int i) { return lane % 4 * 16 + lane / 4 + i * 8; }
+};
+
+/// What mma.sync does to a warp: a(lane, i), b(lane, i) and sums(lane, i) are its registers.
+template <class Places, int kSteps, class Left, class Right, class Sums>
+void emulated_mma(const Left& a, const Right& b, const Sums& sums) {
+  constexpr int kRows = Places::kRows, kDepth = 4 * kSteps, kOwn = kRows / 8;
+  double left[kDepth * kRows], right[kDepth * 8];
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < kOwn * kSteps; ++i) left[Places::left(lane, i)] = a(lane, i);
+    for (int i = 0; i < kSteps; ++i) right[Places::right(lane, i)] = b(lane, i);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 2 * kOwn; ++i) {
+      const int row = Places::sum(lane, i) % kRows, column = Places::sum(lane, i) / kRows;
+      for (int k = 0; k < kDepth; ++k) {
+        sums(lane, i) += left[k * kRows + row] * right[k * 8 + column];
+      }
+    }
+  }
+}
 
 /// What the threads of a HostTeam share.
 struct HostShared {
@@ -162,7 +207,7 @@ struct HostShared {
 struct HostTeam {
   static constexpr int kWarps = 4;
   static constexpr int kThreads = kWarps, kLanes = 1;  // at least
-  static constexpr int kOwn = kPieceRows * kPieceColumns;
+  static constexpr int kHeld = 32;
 
   HostShared* shared;
   int index, count;
@@ -198,17 +243,26 @@ struct HostTeam {
     return most;
   }
 
-  using Left = const double*;
-  Left take_left(const double* a) const { return a; }
-  void multiply_add(const double* a, const double* b, double (&sums)[kOwn]) const {
-    for (int own = 0; own < kOwn / lanes(); ++own) {
-      const double *left = a + piece_row(own) * kStageStride,
-                   *right = b + piece_column(own) * kStageStride;
-      for (int k = 0; k < kPieceDepth; ++k) sums[own] += left[k] * right[k];
+  /// The first thread of a warp holds all its lanes.
+  int held() const { return lane() == 0 ? kHeld : 0; }
+  static int held_lane(int l) { return l; }
+
+  /// As on Hopper where a warp is one thread, else as before.
+  template <int kSteps>
+  void multiply_add(const double (&a)[kHeld][2 * kSteps], const double (&b)[kHeld][kSteps],
+                    double (&sums)[kHeld][kSums]) const {
+    if (held() == 0) return;
+    if (lanes() == 1) {
+      return emulated_mma<Wide, kSteps>([&](int l, int i) { return a[l][i]; },
+                                        [&](int l, int i) { return b[l][i]; },
+                                        [&](int l, int i) -> double& { return sums[l][i]; });
     }
+    in_small_pieces<kSteps>([&](int left, int right, int sum) {
+      emulated_mma<Small, 1>([&](int l, int) { return a[l][left]; },
+                             [&](int l, int) { return b[l][right]; },
+                             [&](int l, int i) -> double& { return sums[l][sum + i]; });
+    });
   }
-  int piece_row(int own) const { return (lane() * (kOwn / lanes()) + own) / kPieceColumns; }
-  int piece_column(int own) const { return own % kPieceColumns; }
 
   void deposit(int slot, double x) const {
     const double total = warp_sum(x);
@@ -225,6 +279,15 @@ struct HostTeam {
     const double total = collected(0);
     sync();
     return total;
+  }
+  double largest(double x) const {
+    const double own = warp_max(x);
+    if (lane() == 0) shared->exchange[warp()] = own;
+    sync();
+    double most = own;
+    for (int w = 0; w < kWarps; ++w) most = fmax(most, shared->exchange[w]);
+    sync();
+    return most;
   }
 };
 
