@@ -5,21 +5,25 @@
 Prints a line per decade as it ends and writes billion-<rows>.json. What is done is saved every two
 minutes and on Ctrl-C; the same command goes on from there.
 
-Rows are x = (a, ±b₁, …, ±b₇₆₇) with independent fair signs, in bfloat16. All have the norm r,
-r² = a² + Σb², and E xxᵀ = diag(a², b₁², …), so that with q = Σb⁴/r⁴
+Row i is x = (a, ±b₁, …, ±b₇₆₇) sᵢ with independent fair signs, in bfloat16. The scales sᵢ take
+4,096 values between 1 and 2 in turn, so that no two neighbours share a norm; a and b of a scale are
+rounded to bfloat16, and what follows counts the rounded numbers, xᵢₖ² and x̂ᵢₖ², which no sign
+changes. Off the diagonal E xxᵀ is 0, so that with means over the rows (i) and pairs of rows (i ≠ j)
 
-    mean cosine = a²/r²     variance of the cosine = q     σₖ²/N = a², b₁², b₂², …
+    mean cosine = mean x̂ᵢ₁x̂ⱼ₁     mean square of cosines = Σₖ mean x̂ᵢₖ²x̂ⱼₖ²
+    σₖ²/N = mean xᵢₖ²
 
-up to the chance of the signs. Its size is known as well: the mean cosine of N rows is off by
-√(2q)/N, the variance by 2q/N (both are degenerate U-statistics), and no eigenvalue of Σxxᵀ/N by
-more than the norm of a matrix of independent entries bₖbₗ/√N, 2 max(a, b₁) r/√N. The errors stated
-are six times the first two and 1.5 times the last, besides the rounding of float64 and what
-`row_moments` states for the sum of directions of bfloat16 rows, 4e-6: rows that are alike in
-magnitude round alike, so that this one does not average out.
+up to the chance of the signs. Its size is known as well: with q the variance of the cosine, the
+mean cosine of N rows is off by √(2q)/N, the variance by 2q/N (both are degenerate U-statistics),
+and no eigenvalue of Σxxᵀ/N by more than the norm of a matrix of independent entries of the size of
+bₖbₗ sᵢ²/√N, 2 √(mean maxₖ xᵢₖ² ‖xᵢ‖²)/√N. The errors stated are six times the first two and 1.5
+times the last, besides the rounding of float64, what `row_moments` states for the sum of directions
+of bfloat16 rows, 4e-6, and 1e-7 for the float32 sums of `gram`: rows that come again with other
+signs round alike, so that these two do not average out.
 
 Signs come from one block of random bits, with every column flipped by fair coins for each block:
 sums and second moments of different blocks are as independent as those of fresh rows. A block is
-small enough to be made, read by `row_moments` and read by `gram` in the cache, one after the other.
+long enough for `gram` to add a d × d result per block, and still lies in a server's last cache.
 """
 
 from __future__ import annotations
@@ -46,12 +50,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DIM = 768
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 16_384
+SCALES = 4096
 SAVE_SECONDS = 120.0
 _SIGN = -(1 << 15)
 _SOURCE = "signs"
 _ROUNDING = 1e-9
 _DIRECTIONS = 4e-6
+_PRODUCTS = 1e-7
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,13 @@ def magnitudes() -> Tensor:
     return torch.cat([a[None], b])
 
 
+def scaled_magnitudes() -> Tensor:
+    """The magnitudes of rows 0, …, SCALES - 1, [SCALES, DIM] bfloat16; later rows repeat them."""
+    # An odd factor: every scale comes once, and neighbours are far apart.
+    scales = torch.exp2(torch.arange(SCALES).mul(1597).remainder(SCALES) / SCALES)
+    return (scales[:, None] * magnitudes().float()).bfloat16()
+
+
 class Rows:
     """The rows of a seed; block i is always the same."""
 
@@ -102,8 +115,9 @@ class Rows:
         self._seed, self._coins = seed, torch.Generator()
         generator = torch.Generator().manual_seed(seed)
         bits = torch.randint(-(1 << 15), 1 << 15, (BLOCK_ROWS, DIM), generator=generator)
-        self._signed = (bits.short() & _SIGN) ^ magnitudes().view(torch.int16)
-        self._signed[:, 0] = magnitudes().view(torch.int16)[0]
+        values = scaled_magnitudes().repeat(BLOCK_ROWS // SCALES, 1).view(torch.int16)
+        self._signed = (bits.short() & _SIGN) ^ values
+        self._signed[:, 0] = values[:, 0]
         self._block = torch.empty_like(self._signed)
 
     def block(self, i: int, count: int = BLOCK_ROWS) -> Tensor:
@@ -189,29 +203,57 @@ def _fold(run: Run, rows: int, source: Rows, shown: Progress, saved: Path | None
             kept = time.monotonic()
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What the metrics of rows are but for the chance of their signs, and what that depends on."""
+
+    mean_norm: float
+    mean_cosine: float
+    var_cosine: float
+    second_moments: Tensor  # [DIM] mean xₖ²
+    spread: float  # √(mean maxₖ xₖ² ‖x‖²)
+
+
+def expected(rows: int) -> Expected:
+    """The closed forms of the first rows."""
+    squares = scaled_magnitudes().double().square()
+    whole, rest = divmod(rows, SCALES)
+    share = (whole + (torch.arange(SCALES) < rest).double()) / rows
+    norms = squares.sum(1).sqrt()
+    units = squares / norms[:, None].square()
+    # Of pairs of different rows: the square of the mean, less the share of pairs (i, i).
+    first = units[:, 0].sqrt()
+    mean = (float(share @ first) ** 2 * rows - float(share @ units[:, 0])) / (rows - 1)
+    square = (share @ units).square().sum() * rows - (share @ units.square()).sum()
+    return Expected(
+        mean_norm=float(share @ norms),
+        mean_cosine=mean,
+        var_cosine=float(square) / (rows - 1) - mean**2,
+        second_moments=share @ squares,
+        spread=float(share @ (squares.amax(1) * squares.sum(1))) ** 0.5,
+    )
+
+
 def answers(state: LayerState) -> list[Answer]:
     """What was found beside the closed forms."""
-    rows, values = state.moments.rows, magnitudes().double()
-    squares = values.square()
-    r2 = float(squares.sum())
-    a2, q = float(squares[0]), float(squares[1:].square().sum()) / r2**2
-    chance = 1.5 * 2 * float(values.max()) * math.sqrt(r2 / rows)
-    chance_of_mean = 6 * math.sqrt(2 * q) / rows + 2 * _DIRECTIONS * a2 / r2
-    found = state.compute()
+    rows, found = state.moments.rows, state.compute()
+    known = expected(rows)
+    mean_square, q = float(known.second_moments.sum()), known.var_cosine
+    largest = float(known.second_moments.max())
+    chance = 1.5 * 2 * known.spread / math.sqrt(rows)
+    chance_of_mean = 6 * math.sqrt(2 * q) / rows + 2 * _DIRECTIONS * known.mean_cosine
     sigma = torch.from_numpy(found.singular_values.copy()).square() / rows
-    worst = float((sigma - squares.sort(descending=True).values).abs().max())
-    exact = [
-        ("mean_norm", math.sqrt(r2)),
-        ("rms_norm", math.sqrt(r2)),
-    ]
+    worst = float((sigma - known.second_moments.sort(descending=True).values).abs().max())
+    rank = mean_square / largest
     return [
         Answer("rows", rows, rows, 0),
-        *(Answer(key, found.metrics[key], value, _ROUNDING * value) for key, value in exact),
-        _beside(found.metrics, "mean_cosine", a2 / r2, chance_of_mean),
-        _beside(found.metrics, "var_cosine", q, 6 * 2 * q / rows),
-        _beside(found.metrics, "stable_rank", r2 / a2, r2 / a2 * chance / a2),
+        _beside(found.metrics, "mean_norm", known.mean_norm, 0.0),
+        _beside(found.metrics, "rms_norm", math.sqrt(mean_square), 0.0),
+        _beside(found.metrics, "mean_cosine", known.mean_cosine, chance_of_mean),
+        _beside(found.metrics, "var_cosine", q, 6 * 2 * q / rows + _PRODUCTS * q),
+        _beside(found.metrics, "stable_rank", rank, rank * chance / largest),
         Answer("largest error of σ²/N", worst, 0.0, chance),
-        Answer("Σσ²/N", float(sigma.sum()), r2, _ROUNDING * r2),
+        Answer("Σσ²/N", float(sigma.sum()), mean_square, _PRODUCTS * mean_square),
     ]
 
 

@@ -31,7 +31,8 @@ def test_answers_of_other_rows_are_outside(streamed, monkeypatch):
 def test_rows_have_the_stated_signs_and_magnitudes():
     source = billion.Rows()
     first, second = (source.block(i).clone() for i in (0, 1))
-    assert torch.equal(first.abs(), billion.magnitudes().expand_as(first))
+    values = billion.scaled_magnitudes()
+    assert torch.equal(first.abs(), values.repeat(billion.BLOCK_ROWS // billion.SCALES, 1))
     assert bool((first[:, 0] > 0).all())
     share = (first[:, 1:] > 0).double().mean(0)
     assert float((share - 0.5).abs().max()) < 6 * 0.5 / billion.BLOCK_ROWS**0.5
@@ -39,8 +40,32 @@ def test_rows_have_the_stated_signs_and_magnitudes():
     assert set(flipped.tolist()) == {0.0, 1.0}
 
 
+def test_norms_vary_and_neighbours_differ():
+    norms = billion.scaled_magnitudes().double().norm(dim=1)
+    assert float(norms.max() / norms.min()) > 1.99
+    assert float((norms[1:] / norms[:-1]).log().abs().min()) > 0.1
+
+
+def test_closed_forms_are_means_over_signs():
+    """Every pair of rows, with the chance of the signs averaged out by hand."""
+    rows = billion.SCALES + 3
+    values = billion.scaled_magnitudes().double()
+    x = torch.cat([values, values[:3]])
+    norms = x.norm(dim=1)
+    units = x / norms[:, None]
+    off = ~torch.eye(rows, dtype=torch.bool)
+    means = torch.outer(units[:, 0], units[:, 0])[off]
+    squares = (units.square() @ units.square().T)[off]
+    known = billion.expected(rows)
+    assert known.mean_norm == pytest.approx(float(norms.mean()), rel=1e-12)
+    assert known.mean_cosine == pytest.approx(float(means.mean()), rel=1e-12)
+    variance = float(squares.mean() - means.mean().square())
+    assert known.var_cosine == pytest.approx(variance, rel=1e-9)
+    assert torch.allclose(known.second_moments, x.square().mean(0), rtol=1e-12, atol=0)
+
+
 def test_an_interrupted_run_goes_on_to_the_same_state(tmp_path, monkeypatch):
-    rows, saved = 20_000, tmp_path / "s.state.safetensors"
+    rows, saved = 5 * billion.BLOCK_ROWS - 480, tmp_path / "s.state.safetensors"
     whole = billion.stream(rows)
     block, asked = billion.Rows.block, []
 

@@ -23,27 +23,6 @@ constexpr int DIGITS = 3;
 constexpr float MOST_WITH_SIX = 1e-6f / 513;
 constexpr float MOST_WITH_EIGHT = 3e-7f;
 
-// One step of the six products. Sums 0: weight 0; 1 and 3: weight 1; 2 and 4: weight 2, taking
-// turns so that none waits for the one before.
-#define ADD_DIGITS(even, odd)             \
-  _tile_loadd(6, a + 2 * TILE_BYTES, 64); \
-  _tile_loadd(7, b, 64);                  \
-  _tile_dpbssd(even, 6, 7);               \
-  _tile_loadd(6, a + TILE_BYTES, 64);     \
-  _tile_dpbssd(1, 6, 7);                  \
-  between();                              \
-  _tile_loadd(5, b + TILE_BYTES, 64);     \
-  _tile_dpbssd(odd, 6, 5);                \
-  _tile_loadd(6, a, 64);                  \
-  _tile_dpbssd(0, 6, 7);                  \
-  between();                              \
-  _tile_dpbssd(3, 6, 5);                  \
-  _tile_loadd(7, b + 2 * TILE_BYTES, 64); \
-  _tile_dpbssd(even, 6, 7);               \
-  between();                              \
-  a += STEP_BYTES;                        \
-  b += STEP_BYTES
-
 /// What is known of a packed row beside its numbers.
 struct PackedRow {
   float scale;  // its first digits times this make a direction
@@ -68,7 +47,7 @@ struct Packing {
   static constexpr int64_t STEP_COLUMNS = 64;
   static constexpr int64_t STEP_BYTES = DIGITS * TILE_BYTES;
   static constexpr int64_t SIDE = 1;
-  typedef int32_t Sums[5][256];
+  typedef TileSums<DIGITS> Sums;
 
   /// Digits of one row into its place in a panel, step after step.
   static PackedRow pack(const T* row, int64_t d, int8_t* out) {
@@ -120,67 +99,35 @@ struct Packing {
   static void multiply(const int8_t* a, const int8_t* b, int64_t, int64_t steps, float rest,
                        Sums (&sums)[1], Between between) {
     if (rest <= MOST_WITH_SIX) {
-      multiply_six(a, b, steps, sums[0], between);
+      add_three<false>(a, b, steps, sums[0], between);
     } else {
-      multiply_eight(a, b, steps, sums[0], between);
-      if (rest > MOST_WITH_EIGHT) add_last(a, b, steps, sums[0][4]);
+      add_three<true>(a, b, steps, sums[0], between);
+      move_up(sums[0][3], DIGIT_BITS, sums[0][2]);
+      if (rest > MOST_WITH_EIGHT) add_last(a, b, steps, sums[0]);
     }
   }
 
-  template <class Between>
-  static void multiply_six(const int8_t* a, const int8_t* b, int64_t steps, Sums& sums,
-                           Between between) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_zero(4);
-    int64_t step = 0;
-    for (; step + 2 <= steps; step += 2) {
-      ADD_DIGITS(2, 4);
-      ADD_DIGITS(4, 2);
-    }
-    if (step < steps) {
-      ADD_DIGITS(2, 4);
-    }
-    _tile_stored(0, sums[0], 64);
-    _tile_stored(1, sums[1], 64);
-    _tile_stored(2, sums[2], 64);
-    _tile_stored(3, sums[3], 64);
-    _tile_stored(4, sums[4], 64);
+  /// Adds sums of a lighter weight, in units of a heavier one: all of a row stays within 32 bits.
+  static void move_up(const int32_t (&light)[256], int bits, int32_t (&sum)[256]) {
+    for (int k = 0; k < 256; ++k) sum[k] += light[k] >> bits;
   }
 
-  /// Weight 3 is added in units of weight 2, where it fits.
-  template <class Between>
-  static void multiply_eight(const int8_t* a, const int8_t* b, int64_t steps, Sums& sums,
-                             Between between) {
-    alignas(64) TileSums<DIGITS> by_weight;
-    add_products<DIGITS>(a, b, steps, by_weight, between);
-    for (int k = 0; k < 256; ++k) {
-      for (int weight = 0; weight < 3; ++weight) sums[weight][k] = by_weight[weight][k];
-      sums[3][k] = 0;
-      sums[4][k] = by_weight[3][k] >> DIGIT_BITS;
-    }
-  }
-
-  /// Adds the products of last digits, of weight 4, in units of weight 2.
-  static void add_last(const int8_t* a, const int8_t* b, int64_t steps, int32_t (&sum)[256]) {
-    alignas(64) int32_t last[256];
+  /// Adds the products of last digits, of weight 4.
+  static void add_last(const int8_t* a, const int8_t* b, int64_t steps, Sums& sums) {
     _tile_zero(0);
     for (int64_t step = 0; step < steps; ++step) {
-      _tile_loadd(6, a + step * STEP_BYTES + 2 * TILE_BYTES, 64);
-      _tile_loadd(7, b + step * STEP_BYTES + 2 * TILE_BYTES, 64);
+      LOAD(6, a + step * STEP_BYTES, 2);
+      LOAD(7, b + step * STEP_BYTES, 2);
       _tile_dpbssd(0, 6, 7);
     }
-    _tile_stored(0, last, 64);
-    for (int k = 0; k < 256; ++k) sum[k] += last[k] >> (2 * DIGIT_BITS);
+    _tile_stored(0, sums[3], 64);
+    move_up(sums[3], 2 * DIGIT_BITS, sums[2]);
   }
 
   static __m512 row_of(const Sums* sums, int64_t row) {
     const int32_t* at = sums[row / PAIR_PANEL][0] + row % PAIR_PANEL * 16;
     const auto sum = [&](int k) { return _mm512_load_si512(at + 256 * k); };
-    const __m512 light = _mm512_cvtepi32_ps(_mm512_add_epi32(sum(2), sum(4)));
-    const __m512 middle = _mm512_cvtepi32_ps(_mm512_add_epi32(sum(1), sum(3)));
+    const __m512 light = _mm512_cvtepi32_ps(sum(2)), middle = _mm512_cvtepi32_ps(sum(1));
     const __m512 digit = _mm512_set1_ps(0x1p-8f);
     return (light * digit + middle) * digit + _mm512_cvtepi32_ps(sum(0));
   }
