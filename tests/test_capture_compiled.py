@@ -184,6 +184,18 @@ def test_compiled_before_the_capture_and_run_after_it():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("captured_first", [False, True])
+def test_another_model_of_the_class_has_no_part_in_it(captured_first):
+    other, model, x = Blocks(), Blocks(), torch.randn(2, 5, 6)
+    with torch.no_grad(), aniso.capture(model) as alone:
+        model(x)
+    with torch.no_grad(), aniso.capture(model) as run:
+        calls = [torch.compile(m, backend="eager", fullgraph=True) for m in (model, other)]
+        for call in calls if captured_first else reversed(calls):
+            call(x)
+    same(run.finished(), alone.finished())
+
+
 def test_blocks_compiled_one_by_one():
     model, calls = bert(), batches((7, 5))
     with torch.no_grad():

@@ -18,9 +18,14 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def trace_again() -> None:
-    """Drops the compiled code of the process, so that the next calls see today's hooks."""
+    """Drops the compiled code of the process, so that the next calls see today's hooks.
+
+    From now on code is made for modules with hooks, or for such without: one model's code served
+    any other of its class.
+    """
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is not None:
+        dynamo.config.skip_nnmodule_hook_guards = False
         dynamo.reset()
 
 

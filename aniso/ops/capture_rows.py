@@ -25,27 +25,16 @@ compiler would have to see.
 
 
 @torch.library.impl("aniso::capture_rows", "CompositeExplicitAutograd")
-def _capture_rows(
-    x: Tensor,
-    mask: Tensor | None,
-    sums: Tensor,
-    norm_sums: Tensor,
-    norm_range: Tensor,
-    abs_max: Tensor,
-    counts: Tensor,
-    pilot: Tensor | None = None,
-    raw: Tensor | None = None,
-    unit: Tensor | None = None,
-    totals: Tensor | None = None,
-    noise: Tensor | None = None,
-) -> None:
+def _capture_rows(x: Tensor, mask: Tensor | None, *given: Tensor | None) -> None:
     rows = check_rows(x.detach().flatten(0, -2))
     kept = None if mask is None else mask.reshape(-1)
-    if pilot is not None:
-        _choose_pilot(pilot, rows, kept, counts)
-    row_moments_into(rows, kept, sums, norm_sums, norm_range, abs_max, counts)
-    if pilot is not None:
-        gram_into(rows, kept, pilot, raw, unit, totals, noise)
+    accumulators = [tensor for tensor in given if tensor is not None]
+    moments, grams = accumulators[:5], accumulators[5:]
+    if grams:
+        _choose_pilot(grams[0], rows, kept, moments[-1])
+    row_moments_into(rows, kept, *moments)
+    if grams:
+        gram_into(rows, kept, *grams)
 
 
 def _choose_pilot(pilot: Tensor, rows: Tensor, mask: Tensor | None, counts: Tensor) -> None:
@@ -57,19 +46,6 @@ def _choose_pilot(pilot: Tensor, rows: Tensor, mask: Tensor | None, counts: Tens
 
 
 @torch.library.register_fake("aniso::capture_rows")  # type: ignore[untyped-decorator]
-def _capture_rows_fake(
-    x: Tensor,
-    mask: Tensor | None,
-    sums: Tensor,
-    norm_sums: Tensor,
-    norm_range: Tensor,
-    abs_max: Tensor,
-    counts: Tensor,
-    pilot: Tensor | None = None,
-    raw: Tensor | None = None,
-    unit: Tensor | None = None,
-    totals: Tensor | None = None,
-    noise: Tensor | None = None,
-) -> None:
+def _capture_rows_fake(x: Tensor, mask: Tensor | None, sums: Tensor, *_: Tensor | None) -> None:
     torch._check(x.ndim >= 2, lambda: "rows are [..., d]")
     torch._check(sums.shape[-1] == x.shape[-1], lambda: "accumulators and rows differ in d")
