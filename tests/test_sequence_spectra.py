@@ -103,6 +103,17 @@ def test_numpy_in_numpy_out():
     assert all(isinstance(a, np.ndarray) for a in arrays)
 
 
+def test_thousands_of_ragged_sequences_in_one_call():
+    lengths = torch.randint(0, 25, (3000,))
+    x = torch.randn(3000, 24, 8)
+    spectra = aniso.sequence_spectra(x, lengths=lengths)
+    assert torch.equal(spectra.tokens, lengths)
+    for i in range(0, 3000, 100):
+        true = torch.linalg.svdvals(x[i, : lengths[i]].double())
+        found = spectra.singular_values[i, : len(true)]
+        torch.testing.assert_close(found.double(), true, rtol=1e-6, atol=1e-6)
+
+
 def filled(x, **padding):
     state = aniso.SequenceState()
     state.update(x, **padding)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import math
+import pickle
 
 import pytest
 import torch
@@ -94,6 +96,16 @@ def test_merge_of_parts_is_the_whole_and_survives_a_file(tmp_path, dtype, monkey
         torch.testing.assert_close(getattr(axes, name), getattr(whole, name), rtol=1e-7, atol=1e-9)
     with pytest.raises(aniso.InputError, match="count twice"):
         merged.merge(parts[1])
+
+
+def test_sketches_sent_by_ranks_merge_into_that_of_all_rows():
+    """As torch.distributed.gather_object sends them: pickled."""
+    x = decaying(offset=1.0)
+    sent = [pickle.dumps(state_of(x[rank::3])) for rank in range(3)]
+    merged = functools.reduce(aniso.SketchState.merge, map(pickle.loads, sent))
+    axes, whole = (state.principal_axes(6) for state in (merged, state_of(x)))
+    assert merged.rows == 600
+    torch.testing.assert_close(axes.singular_values, whole.singular_values, rtol=1e-7, atol=1e-9)
 
 
 def test_masked_and_nonfinite_rows_are_left_out_and_counted():

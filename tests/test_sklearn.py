@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ def rows(n=900, d=20, dtype=np.float64):
 
 
 def checks():
-    """All of scikit-learn's for an estimator of NumPy arrays: those of other kinds skip."""
+    """All of scikit-learn's but those of the array standard, which need a switch."""
     for estimator in (StreamingTruncatedSVD(), StreamingTruncatedSVD(1, center=True)):
         for instance, check in estimator_checks_generator(estimator):
             if "array_api" not in check.func.__name__:
@@ -33,6 +36,22 @@ def checks():
 @pytest.mark.parametrize(("estimator", "check"), list(checks()))
 def test_is_an_estimator(estimator, check):
     check(estimator)
+
+
+def test_is_an_estimator_of_arrays_of_the_standard():
+    """SciPy reads the switch when it is imported; with it no check is skipped."""
+    code = """if True:
+        from sklearn.utils.estimator_checks import check_estimator
+        from aniso.integrations.sklearn import StreamingTruncatedSVD
+        found = check_estimator(StreamingTruncatedSVD(), on_skip=None)
+        assert any("array_api" in check["check_name"] for check in found)
+        print({check["status"] for check in found})
+    """
+    environment = os.environ | {"SCIPY_ARRAY_API": "1"}
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "{'passed'}", result.stderr
 
 
 def assert_same(ours, peer, tolerance):
