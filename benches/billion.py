@@ -1,14 +1,16 @@
 """A billion rows through all moments and both Grams, against answers known in closed form.
 
-    python benches/billion.py [--rows 1e9] [--out benches/results]
+    python benches/billion.py [--rows 1e9] [--norm-ratio 1] [--out benches/results]
 
-Prints a line per decade as it ends and writes billion-<rows>.json. What is done is saved every two
-minutes and on Ctrl-C; the same command goes on from there.
+Prints a line per decade as it ends and writes billion-<rows>-<ratio>.json. What is done is saved
+every two minutes and on Ctrl-C; the same command goes on from there.
 
 Row i is x = (a, ±b₁, …, ±b₇₆₇) sᵢ with independent fair signs, in bfloat16. The scales sᵢ take
-4,096 values between 1 and 2 in turn, so that no two neighbours share a norm; a and b of a scale are
-rounded to bfloat16, and what follows counts the rounded numbers, xᵢₖ² and x̂ᵢₖ², which no sign
-changes. Off the diagonal E xxᵀ is 0, so that with means over the rows (i) and pairs of rows (i ≠ j)
+4,096 values in turn from 1 to the norm ratio, which no two neighbours share. With 1, the default,
+all rows have one norm, as they have after a normalisation without gain, and `gram` needs one
+product for both Gram matrices; with any other it needs three. a and b of a scale are rounded to
+bfloat16, and what follows counts the rounded numbers, xᵢₖ² and x̂ᵢₖ², which no sign changes. Off
+the diagonal E xxᵀ is 0, so that with means over the rows (i) and pairs of rows (i ≠ j)
 
     mean cosine = mean x̂ᵢ₁x̂ⱼ₁     mean square of cosines = Σₖ mean x̂ᵢₖ²x̂ⱼₖ²
     σₖ²/N = mean xᵢₖ²
@@ -101,21 +103,21 @@ def magnitudes() -> Tensor:
     return torch.cat([a[None], b])
 
 
-def scaled_magnitudes() -> Tensor:
+def scaled_magnitudes(norm_ratio: float) -> Tensor:
     """The magnitudes of rows 0, …, SCALES - 1, [SCALES, DIM] bfloat16; later rows repeat them."""
     # An odd factor: every scale comes once, and neighbours are far apart.
-    scales = torch.exp2(torch.arange(SCALES).mul(1597).remainder(SCALES) / SCALES)
+    scales = norm_ratio ** (torch.arange(SCALES).mul(1597).remainder(SCALES) / SCALES)
     return (scales[:, None] * magnitudes().float()).bfloat16()
 
 
 class Rows:
     """The rows of a seed; block i is always the same."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, norm_ratio: float, seed: int = 0) -> None:
         self._seed, self._coins = seed, torch.Generator()
         generator = torch.Generator().manual_seed(seed)
         bits = torch.randint(-(1 << 15), 1 << 15, (BLOCK_ROWS, DIM), generator=generator)
-        values = scaled_magnitudes().repeat(BLOCK_ROWS // SCALES, 1).view(torch.int16)
+        values = scaled_magnitudes(norm_ratio).repeat(BLOCK_ROWS // SCALES, 1).view(torch.int16)
         self._signed = (bits.short() & _SIGN) ^ values
         self._signed[:, 0] = values[:, 0]
         self._block = torch.empty_like(self._signed)
@@ -164,10 +166,10 @@ class Run:
         return cls(LayerState.load(path), decades, times["seconds"])
 
 
-def stream(rows: int, seed: int = 0, saved: Path | None = None) -> Run:
+def stream(rows: int, norm_ratio: float = 1.0, saved: Path | None = None) -> Run:
     """Folds the rows in, from where a saved run stopped; tells every decade from 1e6 on."""
     run = Run.load(saved) if saved else Run()
-    source, shown = Rows(seed), Progress("billion", rows, saved is not None)
+    source, shown = Rows(norm_ratio), Progress("billion", rows, saved is not None)
     with shown:
         shown.skip(run.rows)
         try:
@@ -214,9 +216,9 @@ class Expected:
     spread: float  # √(mean maxₖ xₖ² ‖x‖²)
 
 
-def expected(rows: int) -> Expected:
+def expected(rows: int, norm_ratio: float) -> Expected:
     """The closed forms of the first rows."""
-    squares = scaled_magnitudes().double().square()
+    squares = scaled_magnitudes(norm_ratio).double().square()
     whole, rest = divmod(rows, SCALES)
     share = (whole + (torch.arange(SCALES) < rest).double()) / rows
     norms = squares.sum(1).sqrt()
@@ -234,10 +236,10 @@ def expected(rows: int) -> Expected:
     )
 
 
-def answers(state: LayerState) -> list[Answer]:
+def answers(state: LayerState, norm_ratio: float = 1.0) -> list[Answer]:
     """What was found beside the closed forms."""
     rows, found = state.moments.rows, state.compute()
-    known = expected(rows)
+    known = expected(rows, norm_ratio)
     mean_square, q = float(known.second_moments.sum()), known.var_cosine
     largest = float(known.second_moments.max())
     chance = 1.5 * 2 * known.spread / math.sqrt(rows)
@@ -268,10 +270,11 @@ def spread(decades: list[Decade]) -> float:
     return max(abs(pace / mean - 1) for pace in paces)
 
 
-def report(run: Run, rows: int) -> dict[str, Any]:
+def report(run: Run, rows: int, norm_ratio: float) -> dict[str, Any]:
     """What is written to the file of results."""
     return {
         "rows": rows,
+        "norm_ratio": norm_ratio,
         "dim": DIM,
         "dtype": "bfloat16",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -282,7 +285,7 @@ def report(run: Run, rows: int) -> dict[str, Any]:
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
         "spread_of_last_three_decades": round(spread(run.decades), 4),
         "decades": [{**asdict(d), "ns_per_row": d.nanoseconds_per_row} for d in run.decades],
-        "answers": [{**asdict(a), "inside": a.inside} for a in answers(run.state)],
+        "answers": [{**asdict(a), "inside": a.inside} for a in answers(run.state, norm_ratio)],
     }
 
 
@@ -290,19 +293,21 @@ def main() -> None:
     """Prints the table; exits with 1 when an answer is outside its stated error."""
     parser = argparse.ArgumentParser(description="A billion rows against closed forms.")
     parser.add_argument("--rows", type=float, default=1e9)
+    parser.add_argument("--norm-ratio", type=float, default=1.0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
     given = parser.parse_args()
     rows = int(given.rows)
-    saved = given.out / f"billion-{rows}.partial.state.safetensors"
-    run = stream(rows, saved=saved)
-    facts = report(run, rows)
-    write_atomic(given.out / f"billion-{rows}.json", json.dumps(facts, indent=1).encode())
+    name = f"billion-{rows}-{given.norm_ratio:g}"
+    saved = given.out / f"{name}.partial.state.safetensors"
+    run = stream(rows, given.norm_ratio, saved)
+    facts = report(run, rows, given.norm_ratio)
+    write_atomic(given.out / f"{name}.json", json.dumps(facts, indent=1).encode())
     for path in (saved, saved.with_suffix(".json")):
         path.unlink()
     print(f"{rows:,} rows × {DIM} bfloat16, {facts['threads']} threads: {facts['seconds']} s")
     print(f"peak memory {facts['peak_memory_gb']:.2f} GB, last three decades within "
           f"{facts['spread_of_last_three_decades']:.1%} of their mean")  # fmt: skip
-    for answer in answers(run.state):
+    for answer in answers(run.state, given.norm_ratio):
         print(
             f"{answer.name:<22} {answer.found:<22.15g} {answer.expected:<22.15g} "
             f"± {answer.error:.1e} {'inside' if answer.inside else 'OUTSIDE'}"

