@@ -30,6 +30,7 @@ from aniso.profile import (
 from aniso.profile import builtin as builtin_module
 from aniso.profile import kernel as kernel_decorator
 from aniso.profile.kernels import random_rows, relative_error
+from aniso.profile.timing import replayable
 from aniso.report._table import plain_text
 
 CEILINGS = Ceilings(read=10e9, copy=9e9, matmul={"float32": 100e9, "float64": 50e9})
@@ -318,3 +319,29 @@ def test_bad_arguments_get_one_sentence(tmp_path, arguments, sentence):
     assert done.code == 2
     assert done.err.startswith("aniso: ") and done.err.count("\n") == 1
     assert re.search(sentence, done.err), done.err
+
+
+def test_long_calls_and_those_of_a_cpu_are_no_graphs(monkeypatch):
+    def call():
+        return None
+
+    assert replayable(call, "cpu") is call
+    monkeypatch.setattr("aniso.profile.timing.seconds_of", lambda call, device: 1.0)
+    assert replayable(call, "cuda") is call
+
+
+@pytest.mark.gpu
+def test_short_calls_on_a_gpu_are_graphs_and_give_the_same():
+    x = torch.randn(64, 64, device="cuda")
+    out = torch.empty_like(x)
+    replay = replayable(lambda: torch.mul(x, 2, out=out), "cuda")
+    assert replay.__name__ == "replay"
+    out.zero_()
+    replay()
+    assert torch.equal(out, 2 * x)
+
+    def waits():
+        return float(x.sum())
+
+    assert replayable(waits, "cuda") is waits
+    assert float(x.sum()) == pytest.approx(waits())
