@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -205,3 +208,20 @@ def test_gpu_equals_reference(n, d, dtype, backend, monkeypatch):
     mask = torch.rand(n) > 0.3
     result = aniso.row_moments(x.cuda(), mask=mask.cuda())
     assert_moments(result.map(torch.Tensor.cpu), reference.row_moments(x, mask))
+
+
+def test_a_forked_process_sums_the_same():
+    """The threads of OpenMP stay behind in a fork: waiting for them would never end."""
+    code = (
+        "import os, signal, torch, aniso\n"
+        "torch.manual_seed(0)\n"
+        "torch.set_num_threads(2)\n"
+        "x = torch.randn(5000, 768)\n"
+        "before = aniso.row_moments(x).sums.tolist()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.alarm(60)\n"
+        "    os._exit(aniso.row_moments(x).sums.tolist() != before)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+    )
+    subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", code], check=True)
