@@ -55,6 +55,7 @@ def stack(*means, **more):
             stack(math.nan, 0.5, 0.2, rogue=1),
             r".* h\.1 are most alike: mean cosine 0\.50, 100% of.*",
         ),
+        (stack(-0.3, -0.001), r"The rows of h\.1 are most alike: mean cosine 0\.00\."),
         (stack(0.5), ""),
         (stack(math.nan, math.nan), ""),
         ({}, ""),

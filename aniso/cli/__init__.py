@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort) as interruption:
         # click turns a KeyboardInterrupt into an Abort that it causes.
         sentence = str(interruption.__cause__ or interruption)
-        _fail(f"interrupted; {sentence or 'nothing was saved, run it again'}", 130)
+        _fail(f"interrupted; {sentence or 'run the same command again'}", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

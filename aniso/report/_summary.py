@@ -33,7 +33,7 @@ def summary(layers: Mapping[str, LayerMetrics]) -> str:
     mean = sum(known[name] for name in names) / len(names)
     where = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
     peak = max(names, key=known.__getitem__)
-    return f"The rows of {where} are most alike: mean cosine {mean:.2f}{_cause(layers[peak])}."
+    return f"The rows of {where} are most alike: mean cosine {mean:z.2f}{_cause(layers[peak])}."
 
 
 def _run(means: list[float]) -> tuple[int, int]:
