@@ -120,15 +120,17 @@ class Rows:
         values = scaled_magnitudes(norm_ratio).repeat(BLOCK_ROWS // SCALES, 1).view(torch.int16)
         self._signed = (bits.short() & _SIGN) ^ values
         self._signed[:, 0] = values[:, 0]
-        self._block = torch.empty_like(self._signed)
+        self._flips = torch.zeros(DIM, dtype=torch.int16)
 
     def block(self, i: int, count: int = BLOCK_ROWS) -> Tensor:
         """The first rows of block i, in memory that the next call overwrites."""
         self._coins.manual_seed((self._seed << 32) + i)
         flips = torch.randint(0, 2, (DIM,), generator=self._coins).short() * _SIGN
         flips[0] = 0
-        torch.bitwise_xor(self._signed[:count], flips, out=self._block[:count])
-        return self._block[:count].view(torch.bfloat16)
+        # In place, so that a block stays in the cache: what the last call flipped is flipped back.
+        self._signed ^= flips ^ self._flips
+        self._flips = flips
+        return self._signed[:count].view(torch.bfloat16)
 
 
 @dataclass
