@@ -65,11 +65,16 @@ def test_two_sources_equal_reference(n, m, d, dtype):
     assert_counts(*count(x, y), reference.pair_cosines(x, y))
 
 
-def test_more_rows_than_a_block_and_a_chunk():
-    x = (torch.randn(9000, 4) + 0.1).bfloat16()
-    assert_counts(*count(x, bins=64), reference.pair_cosines(x))
-    wide = torch.randn(150, 30000)
-    assert_counts(*count(wide), reference.pair_cosines(wide))
+# Rows so wide that a chunk of them is some hundred, and a block of partners 32.
+WIDE = 43_000
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_rows_than_a_block_and_a_chunk(dtype):
+    x = (torch.randn(450, WIDE) + 0.1).to(dtype)
+    assert_counts(*count(x), reference.pair_cosines(x))
+    y = torch.randn(70, WIDE).to(dtype)
+    assert_counts(*count(x, y), reference.pair_cosines(x, y))
 
 
 def test_plain_path_equals_reference(monkeypatch):
@@ -93,8 +98,8 @@ def test_every_instruction_set(isa, dtype, monkeypatch):
         return
     assert_counts(*count(x), reference.pair_cosines(x))
     assert_counts(*count(x, y, 50, -0.1, 0.2), reference.pair_cosines(x, y), -0.1, 0.2)
-    long = (torch.randn(9000, 4) + 0.1).to(dtype)
-    assert_counts(*count(long, bins=64), reference.pair_cosines(long))
+    wide = (torch.randn(230, WIDE) + 0.1).to(dtype)
+    assert_counts(*count(wide), reference.pair_cosines(wide))
 
 
 def test_rows_too_wide_for_the_matrix_unit():

@@ -1,25 +1,17 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from aniso.triton_kernels.group_moments import aot_cases, group_moments
 from aniso.triton_kernels.launch_configs import group_moments_config
 from groups import GROUP_SIZES, assert_sums, reference_sums, runs_and_outputs
+from interpreter import interpreted
 from rows import DTYPES, spoiled
 
-RUNNER = """
-import sys
-import numpy, torch
+CODE = """
 from aniso.triton_kernels.group_moments import group_moments
-numpy.seterr(all="ignore")  # squares of float64 may overflow; the kernel then rescales
-arguments = torch.load(sys.argv[1])
 for case in arguments.values():
     group_moments(*case)
-torch.save({name: case[5:11] for name, case in arguments.items()}, sys.argv[2])
 """
 SCALE = 0.25
 
@@ -45,9 +37,8 @@ OUTPUTS = ("sums", "unit_sums", "products")
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory):
-    """Results of all inputs from Triton's interpreter, which must be chosen before the import."""
-    folder = tmp_path_factory.mktemp("interpreted")
+def results(tmp_path_factory):
+    """Of all inputs, from Triton's interpreter."""
     cases = {}
     for name, (x, ids) in INPUTS.items():
         for kind in OUTPUTS:
@@ -55,28 +46,24 @@ def interpreted(tmp_path_factory):
             cases[f"{name} {kind}"] = (x, *runs.tensors(), *outputs, SCALE)
         runs, outputs = runs_and_outputs(x, ids, {"sums", "unit_sums"})
         cases[f"{name} both"] = (x, *runs.tensors(), *outputs, SCALE)
-    torch.save(cases, folder / "in.pt")
-    command = [sys.executable, "-c", RUNNER, str(folder / "in.pt"), str(folder / "out.pt")]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return torch.load(folder / "out.pt")
+    done = interpreted(CODE, cases, tmp_path_factory.mktemp("groups"))
+    return {name: case[5:11] for name, case in done.items()}
 
 
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("kind", [*OUTPUTS, "both"])
-def test_interpreter_equals_reference(name, kind, interpreted):
-    assert_sums(interpreted[f"{name} {kind}"], reference_sums(*INPUTS[name], SCALE))
+def test_interpreter_equals_reference(name, kind, results):
+    assert_sums(results[f"{name} {kind}"], reference_sums(*INPUTS[name], SCALE))
 
 
-def test_one_wrong_row_would_be_seen(interpreted):
+def test_one_wrong_row_would_be_seen(results):
     name = f"{torch.float32} strided"
     x, ids = INPUTS[name]
     altered = x.clone()
     altered[-1, 7] += 1e-3
     for kind in OUTPUTS:
         with pytest.raises(AssertionError):
-            assert_sums(interpreted[f"{name} {kind}"], reference_sums(altered, ids, SCALE))
+            assert_sums(results[f"{name} {kind}"], reference_sums(altered, ids, SCALE))
 
 
 @pytest.mark.parametrize("d", [1, 128, 129, 768, 20000])

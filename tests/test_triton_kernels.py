@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -13,6 +10,7 @@ from aniso.triton_kernels import group_moments as groups
 from aniso.triton_kernels.launch_configs import ONE_READ_COLUMNS, row_moments_config
 from aniso.triton_kernels.row_moments import aot_cases, one_read_kernel, row_moments
 from aot import SHARED_LIMIT, compiled, resources
+from interpreter import interpreted
 from rows import DTYPES, assert_moments, spoiled
 
 from aniso import reference
@@ -57,15 +55,10 @@ def test_cases_cover_every_launch(d, dtype):
     assert (one_read if d <= ONE_READ_COLUMNS else two_reads) <= kernels
 
 
-RUNNER = """
-import sys
-import numpy, torch
+CODE = """
 from aniso.triton_kernels.row_moments import row_moments
-numpy.seterr(all="ignore")  # squares of float64 may overflow; the kernel then rescales
-arguments = torch.load(sys.argv[1])
 for case in arguments.values():
     row_moments(*case)
-torch.save({name: case[2:] for name, case in arguments.items()}, sys.argv[2])
 """
 
 
@@ -94,31 +87,26 @@ INPUTS = inputs()
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory):
-    """Results of all inputs from Triton's interpreter, which must be chosen before the import."""
-    folder = tmp_path_factory.mktemp("interpreted")
+def results(tmp_path_factory):
+    """Of all inputs, from Triton's interpreter."""
     empty = {name: RowMoments.zeros(x.shape[1]).tensors() for name, (x, _) in INPUTS.items()}
-    torch.save({name: (*INPUTS[name], *empty[name]) for name in INPUTS}, folder / "in.pt")
-    command = [sys.executable, "-c", RUNNER, str(folder / "in.pt"), str(folder / "out.pt")]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    outputs = torch.load(folder / "out.pt")
-    return {name: RowMoments(*tensors) for name, tensors in outputs.items()}
+    cases = {name: (*INPUTS[name], *empty[name]) for name in INPUTS}
+    done = interpreted(CODE, cases, tmp_path_factory.mktemp("moments"))
+    return {name: RowMoments(*case[2:]) for name, case in done.items()}
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_interpreter_equals_reference(name, interpreted):
-    assert_moments(interpreted[name], reference.row_moments(*INPUTS[name]))
+def test_interpreter_equals_reference(name, results):
+    assert_moments(results[name], reference.row_moments(*INPUTS[name]))
 
 
-def test_one_wrong_row_would_be_seen(interpreted):
+def test_one_wrong_row_would_be_seen(results):
     name = "torch.float32 masked"
     x, mask = INPUTS[name]
     altered = x.clone()
     altered[int(mask.nonzero()[-1]), 7] += 1e-3
     with pytest.raises(AssertionError):
-        assert_moments(interpreted[name], reference.row_moments(altered, mask))
+        assert_moments(results[name], reference.row_moments(altered, mask))
 
 
 def test_the_bare_name_stays_tritons():
