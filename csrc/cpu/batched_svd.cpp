@@ -10,16 +10,6 @@
 namespace aniso::cpu {
 namespace {
 
-using OneFunction = void (*)(const MatricesView&, int64_t, const SvdView&, bool, double*);
-
-OneFunction one_function([[maybe_unused]] Isa isa) {
-#ifdef ANISO_X86
-  if (isa == Isa::avx512) return avx512::batched_svd_one;
-  if (isa == Isa::avx2) return avx2::batched_svd_one;
-#endif
-  return baseline::batched_svd_one;
-}
-
 // Below this many multiplications per thread, starting the thread (~20 us) costs more than it
 // saves.
 constexpr int64_t kWorkPerThread = int64_t{1} << 18;
@@ -30,7 +20,7 @@ void batched_svd(const MatricesView& x, const SvdView& out, bool high, int threa
   const int64_t p = std::min(x.m, x.n), q = std::max(x.m, x.n);
   const int64_t useful = std::min(x.b, x.b * p * p * q / kWorkPerThread + 1);
   const int count = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
-  const OneFunction run = one_function(isa);
+  auto* const run = ANISO_FOR_ISA(isa, batched_svd_one);
   Team team{count};
   parallel_parts(count, count, [&](int, int64_t, int64_t) {
     AlignedArray<double> scratch(batched_svd_scratch(p, q));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/matrices_view.hpp"
+#include "cpu/isa.hpp"
 
 namespace aniso::cpu {
 
@@ -13,19 +14,8 @@ constexpr int64_t batched_svd_scratch(int64_t p, int64_t q) {
   return matrices + vectors + probes + 128 * 24 + 96 * (48 + rows) + 64;
 }
 
-#define ANISO_BATCHED_SVD_ONE                                                               \
-  /** Factorises matrix `index`; scratch holds batched_svd_scratch(p, q) doubles. */        \
-  void batched_svd_one(const MatricesView& x, int64_t index, const SvdView& out, bool high, \
-                       double* scratch);
-namespace baseline {
-ANISO_BATCHED_SVD_ONE
-}
-namespace avx2 {
-ANISO_BATCHED_SVD_ONE
-}
-namespace avx512 {
-ANISO_BATCHED_SVD_ONE
-}
-#undef ANISO_BATCHED_SVD_ONE
+/// Factorises matrix `index`; scratch holds batched_svd_scratch(p, q) doubles.
+ANISO_PER_ISA(void batched_svd_one(const MatricesView& x, int64_t index, const SvdView& out,
+                                   bool high, double* scratch);)
 
 }  // namespace aniso::cpu

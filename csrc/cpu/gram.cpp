@@ -117,17 +117,6 @@ void gram(const RowsView& rows, const MaskView& mask, const double* pilot, doubl
 
 namespace {
 
-using VectorFunction = void (*)(const RowsView&, const MaskView&, const GramVectorScratch&, Team&,
-                                int);
-
-VectorFunction vector_function([[maybe_unused]] Isa isa) {
-#ifdef ANISO_X86
-  if (isa == Isa::avx512) return avx512::gram_vector_member;
-  if (isa == Isa::avx2) return avx2::gram_vector_member;
-#endif
-  return baseline::gram_vector_member;
-}
-
 /// Adds a lower triangle to both halves of a [d, d] matrix.
 void add_lower(const double* sums, int64_t stride, int64_t d, double* out) {
   for (int64_t i = 0; i < d; ++i) {
@@ -158,7 +147,7 @@ void gram_vector(const RowsView& rows, const MaskView& mask, const double* pilot
       {raw == nullptr ? nullptr : raw_sums.data(), unit == nullptr ? nullptr : unit_sums.data()},
       {column_totals.data(), column_totals.data() + padded},
       pilot};
-  const VectorFunction run = vector_function(isa);
+  auto* const run = ANISO_FOR_ISA(isa, gram_vector_member);
   Team team{members};
   parallel_parts(members, members,
                  [&](int member, int64_t, int64_t) { run(rows, mask, scratch, team, member); });

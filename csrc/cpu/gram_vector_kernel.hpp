@@ -3,6 +3,7 @@
 
 #include "common/rows_view.hpp"
 #include "common/team.hpp"
+#include "cpu/isa.hpp"
 
 namespace aniso::cpu {
 
@@ -22,19 +23,8 @@ struct GramVectorScratch {
   const double* pilots;  // [2][d]
 };
 
-#define ANISO_GRAM_VECTOR_MEMBER                                                               \
-  /** One member's share of a whole call; all members of the team call it at the same time. */ \
-  void gram_vector_member(const RowsView& rows, const MaskView& mask,                          \
-                          const GramVectorScratch& scratch, Team& team, int member);
-namespace baseline {
-ANISO_GRAM_VECTOR_MEMBER
-}
-namespace avx2 {
-ANISO_GRAM_VECTOR_MEMBER
-}
-namespace avx512 {
-ANISO_GRAM_VECTOR_MEMBER
-}
-#undef ANISO_GRAM_VECTOR_MEMBER
+/// One member's share of a whole call; all members of the team call it at the same time.
+ANISO_PER_ISA(void gram_vector_member(const RowsView& rows, const MaskView& mask,
+                                      const GramVectorScratch& scratch, Team& team, int member);)
 
 }  // namespace aniso::cpu

@@ -12,17 +12,6 @@ namespace {
 // Below this many elements per thread, starting the thread (~20 us) costs more than it saves.
 constexpr int64_t kElementsPerThread = int64_t{1} << 17;
 
-using PartFunction = void (*)(const RowsView&, const RunsView&, int64_t, int64_t,
-                              const GroupMomentsView&, double*);
-
-PartFunction part_function([[maybe_unused]] Isa isa) {
-#ifdef ANISO_X86
-  if (isa == Isa::avx512) return avx512::group_moments_part;
-  if (isa == Isa::avx2) return avx2::group_moments_part;
-#endif
-  return baseline::group_moments_part;
-}
-
 /// First run of every part, and the end of the last: parts of about as many rows each.
 std::vector<int64_t> divide_runs(const RunsView& runs, int parts) {
   std::vector<int64_t> bounds(parts + 1, runs.count);
@@ -42,7 +31,7 @@ void group_moments(const RowsView& rows, const RunsView& runs, const GroupMoment
   const int64_t useful = runs.rows * rows.d / kElementsPerThread;
   const int64_t most = out.totals != nullptr ? std::min<int64_t>(threads, out.writers) : threads;
   const int parts = static_cast<int>(std::max<int64_t>(1, std::min(most, useful)));
-  const PartFunction run = part_function(isa);
+  auto* const run = ANISO_FOR_ISA(isa, group_moments_part);
   const std::vector<int64_t> bounds = divide_runs(runs, parts);
   parallel_parts(parts, parts, [&](int part, int64_t, int64_t) {
     AlignedArray<double> scratch(2 * rows.d);

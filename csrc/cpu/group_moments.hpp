@@ -12,15 +12,8 @@ namespace aniso::cpu {
 void group_moments(const RowsView& rows, const RunsView& runs, const GroupMomentsView& out,
                    int threads, Isa isa);
 
-// Runs [first, last), serially, once per instruction set; `scratch` is 2 d numbers, totals one row.
-#define ANISO_DECLARE_PART(isa)                                                          \
-  namespace isa {                                                                        \
-  void group_moments_part(const RowsView&, const RunsView&, int64_t first, int64_t last, \
-                          const GroupMomentsView&, double* scratch);                     \
-  }
-ANISO_DECLARE_PART(baseline)
-ANISO_DECLARE_PART(avx2)
-ANISO_DECLARE_PART(avx512)
-#undef ANISO_DECLARE_PART
+/// Runs [first, last), serially; `scratch` is 2 d numbers, totals one row.
+ANISO_PER_ISA(void group_moments_part(const RowsView&, const RunsView&, int64_t first, int64_t last,
+                                      const GroupMomentsView&, double* scratch);)
 
 }  // namespace aniso::cpu

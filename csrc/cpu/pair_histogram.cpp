@@ -65,17 +65,6 @@ void run_members(const RowsView& a, const BinsView& out, int threads, bool amx,
   }
 }
 
-using VectorFunction = void (*)(const RowsView&, const RowsView*, const PairBins&,
-                                const PairScratch&, Team&, int);
-
-VectorFunction vector_function([[maybe_unused]] Isa isa) {
-#ifdef ANISO_X86
-  if (isa == Isa::avx512) return avx512::pair_histogram_vector_member;
-  if (isa == Isa::avx2) return avx2::pair_histogram_vector_member;
-#endif
-  return baseline::pair_histogram_vector_member;
-}
-
 }  // namespace
 
 void pair_histogram([[maybe_unused]] const RowsView& a, [[maybe_unused]] const RowsView* b,
@@ -90,7 +79,7 @@ void pair_histogram([[maybe_unused]] const RowsView& a, [[maybe_unused]] const R
 void pair_histogram_vector(const RowsView& a, const RowsView* b, const BinsView& out, int threads,
                            Isa isa) {
   const PairBins bins{out.low, out.high, out.bins / (out.high - out.low), out.bins};
-  const VectorFunction run = vector_function(isa);
+  auto* const run = ANISO_FOR_ISA(isa, pair_histogram_vector_member);
   run_members(a, out, threads, false, [&](const PairScratch& scratch, Team& team, int member) {
     run(a, b, bins, scratch, team, member);
   });

@@ -3,6 +3,7 @@
 
 #include "common/rows_view.hpp"
 #include "common/team.hpp"
+#include "cpu/isa.hpp"
 
 namespace aniso::cpu {
 
@@ -54,19 +55,9 @@ void pair_histogram_member(const RowsView& a, const RowsView* b, double low, dou
                            int64_t bins, const PairScratch& scratch, Team& team, int member);
 }  // namespace amx
 
-#define ANISO_PAIR_HISTOGRAM_VECTOR                                                             \
-  /** The same in float32 vectors, of rows of any dtype. */                                     \
-  void pair_histogram_vector_member(const RowsView& a, const RowsView* b, const PairBins& bins, \
-                                    const PairScratch& scratch, Team& team, int member);
-namespace baseline {
-ANISO_PAIR_HISTOGRAM_VECTOR
-}
-namespace avx2 {
-ANISO_PAIR_HISTOGRAM_VECTOR
-}
-namespace avx512 {
-ANISO_PAIR_HISTOGRAM_VECTOR
-}
-#undef ANISO_PAIR_HISTOGRAM_VECTOR
+/// The same in float32 vectors, of rows of any dtype.
+ANISO_PER_ISA(void pair_histogram_vector_member(const RowsView& a, const RowsView* b,
+                                                const PairBins& bins, const PairScratch& scratch,
+                                                Team& team, int member);)
 
 }  // namespace aniso::cpu

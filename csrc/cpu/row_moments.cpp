@@ -59,23 +59,12 @@ class PartialMoments {
   int64_t counts_[4] = {0, 0, 0, 0};
 };
 
-using PartFunction = void (*)(const RowsView&, const MaskView&, int64_t, int64_t,
-                              const RowMomentsView&, void*);
-
-PartFunction part_function([[maybe_unused]] Isa isa) {
-#ifdef ANISO_X86
-  if (isa == Isa::avx512) return avx512::row_moments_part;
-  if (isa == Isa::avx2) return avx2::row_moments_part;
-#endif
-  return baseline::row_moments_part;
-}
-
 }  // namespace
 
 void row_moments(const RowsView& rows, const MaskView& mask, const RowMomentsView& out, int threads,
                  Isa isa) {
   const int parts = parts_of(rows.n, rows.d);
-  const PartFunction run = part_function(isa);
+  auto* const run = ANISO_FOR_ISA(isa, row_moments_part);
   std::vector<PartialMoments> partial;
   for (int part = 0; part < parts; ++part) partial.emplace_back(rows.d);
   const auto begin = [&](int64_t part) {

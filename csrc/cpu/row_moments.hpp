@@ -14,15 +14,8 @@ void row_moments(const RowsView& rows, const MaskView& mask, const RowMomentsVie
 /// Scratch of one part, in zeroed bytes per column: four float32 sums and one half-precision max.
 constexpr int ROW_MOMENTS_SCRATCH = 18;
 
-// One serial pass over rows [begin, end) into fresh accumulators, once per instruction set.
-#define ANISO_DECLARE_PART(isa)                                                       \
-  namespace isa {                                                                     \
-  void row_moments_part(const RowsView&, const MaskView&, int64_t begin, int64_t end, \
-                        const RowMomentsView&, void* scratch);                        \
-  }
-ANISO_DECLARE_PART(baseline)
-ANISO_DECLARE_PART(avx2)
-ANISO_DECLARE_PART(avx512)
-#undef ANISO_DECLARE_PART
+/// One serial pass over rows [begin, end) into fresh accumulators.
+ANISO_PER_ISA(void row_moments_part(const RowsView&, const MaskView&, int64_t begin, int64_t end,
+                                    const RowMomentsView&, void* scratch);)
 
 }  // namespace aniso::cpu

@@ -10,26 +10,6 @@
 namespace aniso::cpu {
 namespace {
 
-struct Functions {
-  decltype(&baseline::spectral_factors_one) factors;
-  decltype(&baseline::spectral_map_one) map;
-  decltype(&baseline::spectral_map_backward_one) backward;
-};
-
-Functions functions([[maybe_unused]] Isa isa) {
-#ifdef ANISO_X86
-  if (isa == Isa::avx512) {
-    return {avx512::spectral_factors_one, avx512::spectral_map_one,
-            avx512::spectral_map_backward_one};
-  }
-  if (isa == Isa::avx2) {
-    return {avx2::spectral_factors_one, avx2::spectral_map_one, avx2::spectral_map_backward_one};
-  }
-#endif
-  return {baseline::spectral_factors_one, baseline::spectral_map_one,
-          baseline::spectral_map_backward_one};
-}
-
 // Below this many multiplications per thread, starting the thread (~20 us) costs more than it
 // saves.
 constexpr int64_t kWorkPerThread = int64_t{1} << 18;
@@ -58,20 +38,20 @@ int64_t map_scratch(const MatricesView& x) {
 
 void spectral_factors(const MatricesView& x, const uint8_t* mask, const SpectralFactors& out,
                       int8_t* methods, int threads, Isa isa) {
-  const auto one = functions(isa).factors;
+  auto* const one = ANISO_FOR_ISA(isa, spectral_factors_one);
   each_matrix(x, spectral_factors_scratch(x.m, x.n), threads,
               [&](int64_t index, double* scratch) { one(x, mask, index, out, methods, scratch); });
 }
 
 void spectral_map(const SpectralMapView& view, int threads, Isa isa) {
-  const auto one = functions(isa).map;
+  auto* const one = ANISO_FOR_ISA(isa, spectral_map_one);
   each_matrix(view.x, map_scratch(view.x), threads,
               [&](int64_t index, double* scratch) { one(view, index, scratch); });
 }
 
 void spectral_map_backward(const SpectralMapView& view, const SpectralGradient& gradient,
                            int threads, Isa isa) {
-  const auto one = functions(isa).backward;
+  auto* const one = ANISO_FOR_ISA(isa, spectral_map_backward_one);
   each_matrix(view.x, map_scratch(view.x), threads,
               [&](int64_t index, double* scratch) { one(view, gradient, index, scratch); });
 }

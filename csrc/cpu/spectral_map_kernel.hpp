@@ -19,23 +19,15 @@ constexpr int64_t spectral_map_scratch(int64_t m, int64_t n, bool wide) {
   return m + 6 * (p + 8) + (wide ? entries : entries / 2) + 256;
 }
 
-#define ANISO_SPECTRAL_MAP                                                                      \
-  /** Matrix `index`; scratch: spectral_factors_scratch. */                                     \
-  void spectral_factors_one(const MatricesView& x, const uint8_t* mask, int64_t index,          \
-                            const SpectralFactors& out, int8_t* methods, double* scratch);      \
-  /** Matrix `index`; scratch: spectral_map_scratch. */                                         \
-  void spectral_map_one(const SpectralMapView& view, int64_t index, double* scratch);           \
-  void spectral_map_backward_one(const SpectralMapView& view, const SpectralGradient& gradient, \
-                                 int64_t index, double* scratch);
-namespace baseline {
-ANISO_SPECTRAL_MAP
-}
-namespace avx2 {
-ANISO_SPECTRAL_MAP
-}
-namespace avx512 {
-ANISO_SPECTRAL_MAP
-}
-#undef ANISO_SPECTRAL_MAP
+/// Matrix `index`; scratch: spectral_factors_scratch.
+ANISO_PER_ISA(void spectral_factors_one(const MatricesView& x, const uint8_t* mask, int64_t index,
+                                        const SpectralFactors& out, int8_t* methods,
+                                        double* scratch);)
+
+/// Matrix `index`, forward and backward; scratch: spectral_map_scratch.
+ANISO_PER_ISA(void spectral_map_one(const SpectralMapView& view, int64_t index, double* scratch);
+              void spectral_map_backward_one(const SpectralMapView& view,
+                                             const SpectralGradient& gradient, int64_t index,
+                                             double* scratch);)
 
 }  // namespace aniso::cpu
