@@ -290,42 +290,47 @@ class Bf16Block {
     return _mm512_loadu_ps(exponents);
   }
 
-  /// Sums of a panel's columns in units of the columns: Σu, Σwu, Σw²u, and of their squares, Σu²
-  /// and Σw²u², whose size alone counts: a step of them in float32.
+  /// Sums of a panel's columns, in units of the columns and of the norms: Σu, Σwu, Σw²u, Σu² and
+  /// Σw²u²; those of a step in float32.
   struct Sums {
-    __m512d parts[3][2] = {};
-    __m512d squares[2][2] = {};
-    __m512 step[2];
+    static constexpr int COUNT = 5;
+    __m512d settled[COUNT][2] = {};
+    __m512 step[COUNT] = {};
 
-    void start() { step[0] = step[1] = _mm512_setzero_ps(); }
-    void add(__m512 u, double weight) {
-      for (int half = 0; half < 2; ++half) {
-        const __m512d x = half == 0 ? low_as_f64(u) : high_as_f64(u);
-        if (RAW) parts[0][half] += x;
-        if (!UNIT) continue;
-        const __m512d weighted = x * _mm512_set1_pd(weight);
-        parts[1][half] += weighted;
-        parts[2][half] = _mm512_fmadd_pd(weighted, _mm512_set1_pd(weight), parts[2][half]);
+    void add(__m512 u, float weight) {
+      if (RAW) {
+        step[0] += u;
+        step[3] = _mm512_fmadd_ps(u, u, step[3]);
+      }
+      if (UNIT) {
+        const __m512 weights = _mm512_set1_ps(weight), weighted = u * weights;
+        step[1] += weighted;
+        step[2] = _mm512_fmadd_ps(weighted, weights, step[2]);
+        step[4] = _mm512_fmadd_ps(weighted, weighted, step[4]);
       }
     }
     void settle() {
-      for (int which = 0; which < 2; ++which) {
-        squares[which][0] += low_as_f64(step[which]);
-        squares[which][1] += high_as_f64(step[which]);
+      for (int sum = 0; sum < COUNT; ++sum) {
+        settled[sum][0] += low_as_f64(step[sum]);
+        settled[sum][1] += high_as_f64(step[sum]);
+        step[sum] = _mm512_setzero_ps();
       }
     }
-    void store(double* const (&sums)[3], int64_t first, const double* factors) const {
-      for (int which = 0; which < 3; ++which) {
+    /// The first three, with norms in units of `unit`.
+    void store(double* const (&sums)[3], int64_t first, const double* factors, double unit) const {
+      double scale = 1.0;
+      for (int which = 0; which < 3; ++which, scale /= unit) {
         for (int half = 0; half < 2; ++half) {
-          const __m512d factor = _mm512_loadu_pd(factors + first + 8 * half);
-          _mm512_storeu_pd(sums[which] + first + 8 * half, parts[which][half] * factor);
+          const __m512d factor = _mm512_loadu_pd(factors + first + 8 * half) * scale;
+          _mm512_storeu_pd(sums[which] + first + 8 * half, settled[which][half] * factor);
         }
       }
     }
+    /// Σu² or Σw²u² of all columns.
     double square(int which, int64_t first, const double* factors) const {
       const __m512d low = _mm512_loadu_pd(factors + first);
       const __m512d high = _mm512_loadu_pd(factors + first + 8);
-      return sum_lanes(squares[which][0] * low * low + squares[which][1] * high * high);
+      return sum_lanes(settled[3 + which][0] * low * low + settled[3 + which][1] * high * high);
     }
   };
 
@@ -342,12 +347,7 @@ class Bf16Block {
     const __m512 x = load16(static_cast<const bf16*>(row.row) + panel.first, panel.columns);
     const __mmask16 some = row.weight != 0.0 ? 0xffff : 0;
     const __m512 u = _mm512_scalef_ps(_mm512_mask_sub_ps(x, some, x, panel.q), panel.exponents);
-    panel.sums.add(u, row.weight);
-    if (RAW) panel.sums.step[0] = _mm512_fmadd_ps(u, u, panel.sums.step[0]);
-    if (UNIT) {
-      const __m512 weighted = u * _mm512_set1_ps(row.scaled);
-      panel.sums.step[1] = _mm512_fmadd_ps(weighted, weighted, panel.sums.step[1]);
-    }
+    panel.sums.add(u, row.scaled);
     return _mm512_castps_si512(u);
   }
 
@@ -360,7 +360,7 @@ class Bf16Block {
     }
     for (const Panel& panel : panels) {
       const int64_t at = 2 * (panel.first / GRAM_PANEL);
-      panel.sums.store(bf16_.block, panel.first, scratch_.factors);
+      panel.sums.store(bf16_.block, panel.first, scratch_.factors, norm_unit());
       bf16_.squares[at] = panel.sums.square(0, panel.first, scratch_.factors);
       const double scale = norm_unit() * norm_unit();
       bf16_.squares[at + 1] = panel.sums.square(1, panel.first, scratch_.factors) / scale;
@@ -379,7 +379,6 @@ class Bf16Block {
     constexpr int64_t AHEAD = BF16_STEP;  // rows are further apart than prefetchers look
     alignas(64) int8_t tile[TILE_BYTES];
     const GramRow* rows = bf16_.rows + step * BF16_STEP;
-    panel.sums.start();
     for (int two = 0; two < 16; ++two) {
       const __m512i even = cut_row(rows[2 * two], panel);
       const __m512i odd = cut_row(rows[2 * two + 1], panel);

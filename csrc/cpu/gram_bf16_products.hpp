@@ -89,7 +89,8 @@ class Bf16Products {
 
  private:
   static constexpr int64_t SQUARE = 4 * 256;  // sums of a group and a panel: uuᵀ, and weighted
-  typedef float Square[4][256];
+  // Of a group and a panel: uuᵀ, and the products with the parts of vu; or uuᵀ with two panels.
+  typedef float Products[4][256];
 
   /// Whether uuᵀ is multiplied, and products of parts of w²u.
   bool squares() const { return RAW || weights_.parts < 2; }
@@ -103,43 +104,46 @@ class Bf16Products {
     return region.first_group > panel / 2 ? region.first_group : panel / 2;
   }
 
-  /// The sums of a square, on their way into those of the region while others are multiplied.
+  /// Products on their way into the sums of the region while others are multiplied.
   struct Adding {
-    const Square* from;
-    float* to;
-    int first, last;  // tiles
+    const Products* from;
+    float* to[2];  // of tiles 0 and 1, and 2 and 3; null where there are none
 
     /// Half a tile a step.
     void add(int64_t step, int64_t count) const {
       if (from == nullptr) return;
       const int64_t end = step + count < 8 ? step + count : 8;
       for (int64_t k = step; k < end; ++k) {
-        if (k / 2 < first || k / 2 >= last) continue;
+        if (to[k / 4] == nullptr) continue;
         const float* in = (*from)[0] + 128 * k;
+        float* out = to[k / 4] + 128 * (k % 4);
 #pragma GCC unroll 8
         for (int i = 0; i < 128; i += 16) {
-          const __m512 sum = _mm512_load_ps(to + 128 * k + i) + _mm512_load_ps(in + i);
-          _mm512_store_ps(to + 128 * k + i, sum);
+          _mm512_store_ps(out + i, _mm512_load_ps(out + i) + _mm512_load_ps(in + i));
         }
       }
     }
   };
 
-  /// A panel of right tiles, which stays in the first-level cache, against the groups of a region.
+  /// Right tiles, which stay in the first-level cache, against the groups of a region: those of a
+  /// panel, or of two where each has but one to a step.
   void multiply_part(const GramRegion& region, int64_t step, int64_t steps) {
     derive_right(region, step, steps);
-    alignas(64) Square found[2];
-    Adding before{nullptr, nullptr, squares() ? 0 : 2, weighted() ? 4 : 2};
+    alignas(64) Products found[2];
+    Adding before{nullptr, {nullptr, nullptr}};
     int turn = 0;
-    for (int64_t panel = region.first_panel; panel < region.last_panel; ++panel) {
+    const int64_t width = weighted() ? 1 : 2;
+    for (int64_t panel = region.first_panel; panel < region.last_panel; panel += width) {
       const int8_t* right = right_at(panel - region.first_panel, 0);
-      float* sums = sums_ + sums_of(region, panel);
+      float* sums[2] = {sums_ + sums_of(region, panel), sums_ + sums_of(region, panel + 1)};
       for (int64_t group = first_group(region, panel); group < region.last_group; ++group) {
         const int8_t* left = scratch_.digits + bf16_tile_at(scratch_, 2 * group, step);
         add_products(left, right, steps, found[turn], [&](int64_t k) { before.add(k, 1); });
         before.add(steps, 8);
+        const int64_t at = (group - region.first_group) * SQUARE;
         before.from = &found[turn];
-        before.to = sums + (group - region.first_group) * SQUARE;
+        before.to[0] = squares() ? sums[0] + at : nullptr;
+        before.to[1] = weighted() ? sums[0] + at + SQUARE / 2 : sums[1] + at;
         turn ^= 1;
       }
     }
@@ -190,10 +194,10 @@ class Bf16Products {
   }
 
   template <class Between>
-  void add_products(const int8_t* left, const int8_t* right, int64_t steps, Square& sums,
+  void add_products(const int8_t* left, const int8_t* right, int64_t steps, Products& sums,
                     Between between) const {
     if (!weighted()) {
-      add_parts<true, 0>(left, right, steps, sums, between);
+      add_two_panels(left, right, steps, sums, between);
     } else if (weights_.parts == 1) {
       add_parts<true, 1>(left, right, steps, sums, between);
     } else {
@@ -201,41 +205,73 @@ class Bf16Products {
     }
   }
 
+  static constexpr int64_t PANEL_BYTES = BF16_STEPS * TILE_BYTES;
+
+  /// Adds up uuᵀ of a group and two panels over steps, the tiles of the next step loaded in this
+  /// one (see add_three). Calls between(k) in step k.
+  template <class Between>
+  static void add_two_panels(const int8_t* a, const int8_t* b, int64_t steps, Products& sums,
+                             Between between) {
+    constexpr int64_t other = BF16_PARTS * PANEL_BYTES;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(4, a, 64);
+    _tile_loadd(6, b, 64);
+    _tile_loadd(7, b + other, 64);
+    _tile_loadd(5, a + PANEL_BYTES, 64);
+    for (int64_t k = 0; k < steps; ++k) {
+      if (k + 1 < steps) a += TILE_BYTES, b += BF16_PARTS * TILE_BYTES;
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(2, 4, 7);
+      _tile_loadd(4, a, 64);
+      _tile_dpbf16ps(1, 5, 6);
+      _tile_loadd(6, b, 64);
+      _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(7, b + other, 64);
+      _tile_loadd(5, a + PANEL_BYTES, 64);
+      between(k);
+    }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+  }
+
   /// Adds up a group and a panel over steps: uuᵀ, if so, and the products of u and the parts of
-  /// vu, two panels each. Calls between(k) in step k.
+  /// vu. Calls between(k) in step k.
   template <bool SQUARES, int PARTS, class Between>
-  static void add_parts(const int8_t* a, const int8_t* b, int64_t steps, Square& sums,
+  static void add_parts(const int8_t* a, const int8_t* b, int64_t steps, Products& sums,
                         Between between) {
-    constexpr int64_t panel = BF16_STEPS * TILE_BYTES;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t k = 0; k < steps; ++k) {
-      _tile_loadd(4, a, 64);
-      _tile_loadd(5, a + panel, 64);
+      LOAD(4, a, 0);
+      LOAD(5, a, BF16_STEPS);
+      if constexpr (SQUARES) LOAD(6, b, 0);
+      LOAD(7, b, 1);
       if constexpr (SQUARES) {
-        _tile_loadd(6, b, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 5, 6);
       }
-      if constexpr (PARTS > 0) {
-        _tile_loadd(7, b + TILE_BYTES, 64);
-        _tile_dpbf16ps(2, 4, 7);
-        _tile_dpbf16ps(3, 5, 7);
-      }
+      if constexpr (PARTS > 1) LOAD(6, b, 2);
+      _tile_dpbf16ps(2, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
       between(k);
       if constexpr (PARTS > 1) {
-        _tile_loadd(6, b + 2 * TILE_BYTES, 64);
         _tile_dpbf16ps(2, 4, 6);
         _tile_dpbf16ps(3, 5, 6);
       }
       a += TILE_BYTES;
       b += BF16_PARTS * TILE_BYTES;
     }
-    _tile_stored(0, sums[0], 64);
-    _tile_stored(1, sums[1], 64);
-    if (PARTS == 0) return;
+    if (SQUARES) {
+      _tile_stored(0, sums[0], 64);
+      _tile_stored(1, sums[1], 64);
+    }
     _tile_stored(2, sums[2], 64);
     _tile_stored(3, sums[3], 64);
   }

@@ -124,7 +124,7 @@ struct Packing {
     move_up(sums[3], 2 * DIGIT_BITS, sums[2]);
   }
 
-  static __m512 row_of(const Sums* sums, int64_t row) {
+  static __m512 row_of(const Sums* sums, uint32_t row) {
     const int32_t* at = sums[row / PAIR_PANEL][0] + row % PAIR_PANEL * 16;
     const auto sum = [&](int k) { return _mm512_load_si512(at + 256 * k); };
     const __m512 light = _mm512_cvtepi32_ps(sum(2)), middle = _mm512_cvtepi32_ps(sum(1));
@@ -165,16 +165,24 @@ struct Packing<bf16> {
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
-      for (int64_t at = first * TILE_BYTES; at < end; at += TILE_BYTES) {
-        _tile_loadd(4, a + at, 64);
-        _tile_loadd(6, b + at, 64);
+      int64_t at = first * TILE_BYTES;
+      _tile_loadd(4, a + at, 64);
+      _tile_loadd(6, b + at, 64);
+      _tile_loadd(7, b + at + panel, 64);
+      _tile_loadd(5, a + at + panel, 64);
+      while (at < end) {
+        // Those of the next step are loaded in this one: see add_three.
+        at += TILE_BYTES;
+        const int64_t next = at < end ? at : at - TILE_BYTES;
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, a + at + panel, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        between();
-        _tile_loadd(7, b + at + panel, 64);
         _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(4, a + next, 64);
+        between();
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(6, b + next, 64);
         _tile_dpbf16ps(3, 5, 7);
+        _tile_loadd(7, b + next + panel, 64);
+        _tile_loadd(5, a + next + panel, 64);
         between();
       }
       if (first == 0) {
@@ -196,27 +204,33 @@ struct Packing<bf16> {
     _tile_stored(3, sums[3], 64);
   }
 
-  static __m512 row_of(const Sums* sums, int64_t row) { return _mm512_load_ps(sums[0] + row * 16); }
+  static __m512 row_of(const Sums* sums, uint32_t row) {
+    return _mm512_load_ps(sums[0] + row * 16);
+  }
 };
 
-/// Where cosines go: private to a thread.
+/// Where cosines go: private to a thread. Copied where many are counted, so that it stays in
+/// registers.
 class Counter {
  public:
   Counter(const PairPlan& plan, PairMember& member, double low, double high, int64_t bins)
-      : plan_(plan),
-        member_(member),
+      : plan_(&plan),
+        member_(&member),
         bins_(bins),
         counters_(member.counters),
         some_outside_(low > -1.0 || high < 1.0),
         low_(_mm512_set1_ps(low > -1.0 ? static_cast<float>(low) : -__builtin_inff())),
         high_(_mm512_set1_ps(high < 1.0 ? static_cast<float>(high) : __builtin_inff())),
+        last_(_mm512_set1_epi32(static_cast<int>(bins))),
         least_(_mm512_set1_ps(__builtin_inff())),
         largest_(_mm512_set1_ps(-__builtin_inff())) {
     const float per_unit = static_cast<float>(bins / (high - low));
     per_unit_ = _mm512_set1_ps(per_unit);
     // Of the rounded number of bins to a unit, so that low itself comes to lie at 1.
     start_ = _mm512_set1_ps(static_cast<float>(1.0 - low * per_unit));
-    for (int lane = 0; lane < 16; ++lane) copies_[lane] = lane % plan.copies * plan.stride;
+    alignas(64) int32_t copies[16];
+    for (int lane = 0; lane < 16; ++lane) copies[lane] = lane % plan.copies * plan.stride;
+    copies_ = _mm512_load_si512(copies);
   }
 
   /// Counts cosines: all of them, or those whose bit in `kept` is set. Rounding may have carried
@@ -225,16 +239,15 @@ class Counter {
   void add(__m512 cosine, __mmask16 kept) {
     least_ = _mm512_mask_min_ps(least_, ALL ? 0xffff : kept, least_, cosine);
     largest_ = _mm512_mask_max_ps(largest_, ALL ? 0xffff : kept, largest_, cosine);
-    const __m512i last = _mm512_set1_epi32(static_cast<int>(bins_));
     // Bin k is counter k + 1.
     __m512i bin = _mm512_cvttps_epi32(_mm512_fmadd_ps(cosine, per_unit_, start_));
-    bin = _mm512_min_epi32(_mm512_max_epi32(bin, _mm512_set1_epi32(1)), last);
+    bin = _mm512_min_epi32(_mm512_max_epi32(bin, _mm512_set1_epi32(1)), last_);
     if (some_outside_) bin = move_outside(cosine, bin);
     if (!ALL) {
       bin = _mm512_mask_set1_epi32(bin, static_cast<__mmask16>(~kept), static_cast<int>(bins_) + 2);
     }
     alignas(64) uint64_t at[8];  // two at a time
-    _mm512_store_si512(at, _mm512_add_epi32(bin, _mm512_load_si512(copies_)));
+    _mm512_store_si512(at, _mm512_add_epi32(bin, copies_));
 #pragma GCC unroll 8
     for (int pair = 0; pair < 8; ++pair) {
       counters_[static_cast<uint32_t>(at[pair])] += 1;
@@ -244,14 +257,14 @@ class Counter {
 
   /// Moves the counters on to 64 bits.
   void settle() {
-    for (int copy = 0; copy < plan_.copies; ++copy) {
-      uint32_t* counters = member_.counters + copy * plan_.stride;
-      for (int64_t k = 0; k < bins_ + 2; ++k) member_.counts[k] += counters[k];
-      for (int64_t k = 0; k < plan_.stride; ++k) counters[k] = 0;
+    for (int copy = 0; copy < plan_->copies; ++copy) {
+      uint32_t* counters = counters_ + copy * plan_->stride;
+      for (int64_t k = 0; k < bins_ + 2; ++k) member_->counts[k] += counters[k];
+      for (int64_t k = 0; k < plan_->stride; ++k) counters[k] = 0;
     }
     const float least = _mm512_reduce_min_ps(least_), largest = _mm512_reduce_max_ps(largest_);
-    member_.least = least < -1.0f ? -1.0f : least;
-    member_.largest = largest > 1.0f ? 1.0f : largest;
+    member_->least = least < -1.0f ? -1.0f : least;
+    member_->largest = largest > 1.0f ? 1.0f : largest;
   }
 
  private:
@@ -263,13 +276,14 @@ class Counter {
     return _mm512_mask_set1_epi32(bin, above, static_cast<int>(bins_) + 1);
   }
 
-  const PairPlan& plan_;
-  PairMember& member_;
+  const PairPlan* plan_;
+  PairMember* member_;
   int64_t bins_;
   uint32_t* counters_;
   bool some_outside_;
-  __m512 low_, high_, per_unit_, start_, least_, largest_;
-  alignas(64) int32_t copies_[16];
+  __m512 low_, high_, per_unit_, start_;
+  __m512i last_, copies_;
+  __m512 least_, largest_;
 };
 
 template <class T>
@@ -312,7 +326,7 @@ class Pairs {
  private:
   typedef Packing<T> P;
   static constexpr int64_t TILES = P::SIDE * P::SIDE, SIDE = P::SIDE * PAIR_PANEL;
-  static constexpr int64_t ROWS = TILES * PAIR_PANEL;
+  static constexpr uint32_t ROWS = TILES * PAIR_PANEL;
 
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -366,7 +380,9 @@ class Pairs {
   void add_block(int64_t first, int64_t count, int64_t block, int64_t partners) {
     pack_block(first, block, (partners + PAIR_GROUP - 1) / PAIR_GROUP * PAIR_GROUP);
     alignas(64) typename P::Sums sums[2][TILES];
-    Counting before{sums[1], 0, 0, 0, 0, true, ROWS};
+    Counter counter = counter_;
+    Counting before{};
+    before.next = ROWS;
     int turn = 0;
     const int64_t begin = self_ && block > first ? (block - first) / SIDE * SIDE : 0;
     for (int64_t i = begin; i < count; i += SIDE) {
@@ -377,36 +393,43 @@ class Pairs {
         const float rest = scratch_.chunk_rest[i / PAIR_PANEL] * member_.block_rest[j / PAIR_PANEL];
         const int8_t* partners_at = member_.block + j / PAIR_PANEL * panel_;
         P::multiply(rows, partners_at, panel_, steps_, rest, sums[turn], [&] {
-          for (due += ROWS; due >= stops_; due -= stops_) count_row(before);
+          for (due += ROWS; due >= stops_; due -= stops_) count_row(before, counter);
         });
-        before = {sums[turn], i, j, first + i, block + j, whole(first + i, block + j), 0};
+        before = {sums[turn],
+                  scratch_.chunk_scale + i,
+                  member_.block_scale + j,
+                  first + i,
+                  block + j,
+                  whole(first + i, block + j),
+                  0};
       }
     }
-    while (before.next < ROWS) count_row(before);
+    while (before.next < ROWS) count_row(before, counter);
+    counter_ = counter;
   }
 
   /// Tiles multiplied together, counted row by row while the next ones are multiplied.
   struct Counting {
     const typename P::Sums* sums;
-    int64_t row, partner;              // places in the chunk and in the block
-    int64_t first_row, first_partner;  // and in a and b
-    bool whole;                        // every product is that of a pair
-    int64_t next;
+    const float *row_scales, *partner_scales;
+    int64_t row, partner;  // the first ones, in a and b
+    bool whole;            // every product is that of a pair
+    uint32_t next;
   };
 
-  void count_row(Counting& tiles) {
+  void count_row(Counting& tiles, Counter& counter) const {
+    constexpr uint32_t PANEL = PAIR_PANEL, TILES_WIDE = P::SIDE;
     if (tiles.next == ROWS) return;
-    const int64_t tile = tiles.next / PAIR_PANEL, in_tile = tiles.next % PAIR_PANEL;
-    const int64_t row = tile / P::SIDE * PAIR_PANEL + in_tile;
-    const int64_t partner = tile % P::SIDE * PAIR_PANEL;
-    const __m512 scale = _mm512_set1_ps(scratch_.chunk_scale[tiles.row + row]) *
-                         _mm512_loadu_ps(member_.block_scale + tiles.partner + partner);
+    const uint32_t tile = tiles.next / PANEL;
+    const uint32_t row = tile / TILES_WIDE * PANEL + tiles.next % PANEL;
+    const uint32_t partner = tile % TILES_WIDE * PANEL;
+    const __m512 scale =
+        _mm512_set1_ps(tiles.row_scales[row]) * _mm512_loadu_ps(tiles.partner_scales + partner);
     const __m512 cosine = P::row_of(tiles.sums, tiles.next) * scale;
     if (tiles.whole) {
-      counter_.template add<true>(cosine, 0xffff);
+      counter.template add<true>(cosine, 0xffff);
     } else {
-      counter_.template add<false>(
-          cosine, partners_of(tiles.first_row + row, tiles.first_partner + partner));
+      counter.template add<false>(cosine, partners_of(tiles.row + row, tiles.partner + partner));
     }
     ++tiles.next;
   }

@@ -74,37 +74,36 @@ class WideSums {
   // The square of a float32 is exact in float64: abs_max holds squares until the root at the end.
   static constexpr bool exact_squares() { return sizeof(T) == sizeof(float); }
 
-  template <class V>
-  static void add_to(double* p, V v) {
-    store(p, load<V>(p) + v);
-  }
-
   template <class V, int P>
   __attribute__((always_inline)) void add_at(const T* const* rows, const Direction* directions,
                                              int count, int64_t k, ReadAhead& ahead) {
     constexpr int WIDTH = sizeof(V) / sizeof(double);
-    V sum[P]{}, unit_sum[P]{}, square_sum[P]{}, unit_square_sum[P]{}, largest[P]{};
+    // The sums themselves, not parts of them: nothing to clear and nothing to add in the end.
+    V sums[4][P], largest[P];
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+      for (int s = 0; s < 4; ++s) sums[s][p] = load<V>(out_.sums + s * d_ + k + p * WIDTH);
+      largest[p] = load<V>(out_.abs_max + k + p * WIDTH);
+    }
     for (int j = 0; j < count; ++j) {
       if (j % 2 == 0) ahead.next();
 #pragma GCC unroll 2
       for (int p = 0; p < P; ++p) {
         const V x = load<V>(rows[j] + k + p * WIDTH);
         const V square = x * x;
-        sum[p] += x;
-        unit_sum[p] += x * directions[j].inverse;
-        square_sum[p] += square;
-        unit_square_sum[p] += square * directions[j].inverse2;
+        sums[0][p] += x;
+        sums[1][p] += x * directions[j].inverse;
+        sums[2][p] += square;
+        sums[3][p] += square * directions[j].inverse2;
         largest[p] = max_of(largest[p], exact_squares() ? square : max_of(x, -x));
       }
     }
 #pragma GCC unroll 2
     for (int p = 0; p < P; ++p) {
-      const int64_t at = k + p * WIDTH;
-      add_to(out_.sums + at, sum[p]);
-      add_to(out_.sums + d_ + at, unit_sum[p]);
-      add_to(out_.sums + 2 * d_ + at, square_sum[p]);
-      add_to(out_.sums + 3 * d_ + at, unit_square_sum[p]);
-      store(out_.abs_max + at, max_of(load<V>(out_.abs_max + at), largest[p]));
+#pragma GCC unroll 4
+      for (int s = 0; s < 4; ++s) store(out_.sums + s * d_ + k + p * WIDTH, sums[s][p]);
+      store(out_.abs_max + k + p * WIDTH, largest[p]);
     }
   }
 
