@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+import torch
+
 from aniso._compare import compare
 from aniso._names import Selection, natural_key, select_names
 from aniso.dumps import Dump, DumpLayer, open_dump
@@ -155,8 +157,8 @@ def _compare_layer(
             )
         return compare(_state(a, shown), _state(b, shown)), notes
     state = PairedState(a.dim, b.dim)
-    for x, y in _paired_blocks(a, b):
-        state.update(x, y)
+    for x, y, keep in _paired_blocks(a, b):
+        state.update(x, y, keep)
         shown.advance(2 * len(x), x.nbytes + y.nbytes)
     left_out = state.sums.moments_x.nonfinite_rows
     note = f"{left_out:,} of {a.rows:,} rows hold NaN or infinite values and were left out of both"
@@ -168,19 +170,26 @@ def _state(source: DumpLayer | LayerState, shown: Progress) -> LayerState:
         return source
     state = LayerState(source.dim)
     for block in source.blocks():
-        state.update(block.rows)
+        state.update(block.rows, block.mask)
         shown.advance(len(block.rows), block.rows.nbytes)
     return state
 
 
-def _paired_blocks(a: DumpLayer, b: DumpLayer) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of the same rows of both, however the rows lie in files."""
-    blocks = (block.rows for block in a.blocks()), (block.rows for block in b.blocks())
-    x, y = next(blocks[0]), next(blocks[1])
+def _paired_blocks(a: DumpLayer, b: DumpLayer) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The same rows of both, however they lie in files, and which of them both masks keep."""
+    blocks = _masked_blocks(a), _masked_blocks(b)
+    (x, keep_x), (y, keep_y) = next(blocks[0]), next(blocks[1])
     done = 0
     while done < a.rows:
-        x = x if len(x) else next(blocks[0])
-        y = y if len(y) else next(blocks[1])
+        x, keep_x = (x, keep_x) if len(x) else next(blocks[0])
+        y, keep_y = (y, keep_y) if len(y) else next(blocks[1])
         both = min(len(x), len(y))
-        yield x[:both], y[:both]
-        x, y, done = x[both:], y[both:], done + both
+        yield x[:both], y[:both], keep_x[:both] & keep_y[:both]
+        x, keep_x, y, keep_y = x[both:], keep_x[both:], y[both:], keep_y[both:]
+        done += both
+
+
+def _masked_blocks(layer: DumpLayer) -> Iterator[tuple[Tensor, Tensor]]:
+    for block in layer.blocks():
+        mask = block.mask
+        yield block.rows, torch.ones(len(block.rows), dtype=torch.bool) if mask is None else mask

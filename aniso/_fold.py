@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from torch import Tensor
-
     from aniso._interrupt import Interrupt
     from aniso.distributed import Ranks
     from aniso.dumps import DumpBlock, DumpLayer, StoredBlock
@@ -134,7 +132,7 @@ class Fold:
                 f"{block.path} has a NaN or infinite value in row {block.block.start + row}; "
                 "mend it, or leave out strict to skip and count such rows"
             )
-        state.update(block.rows, _mask_of(block), block=block.block)
+        state.update(block.rows, block.mask, block=block.block)
 
     def _finished(self, name: str, blocks: list[StoredBlock]) -> LayerState | None:
         """An earlier result over exactly these rows."""
@@ -183,9 +181,3 @@ def _leaves(blocks: list[StoredBlock]) -> list[list[_Step]]:
         [_Step(i, block, last=j == b - 1) for j, block in enumerate(blocks[a:b], a)]
         for i, (a, b) in enumerate(cuts)
     ]
-
-
-def _mask_of(block: DumpBlock) -> Tensor | None:
-    """The rows that the dump's attention mask keeps."""
-    mask = block.ids.get("attention_mask")
-    return None if mask is None else mask != 0

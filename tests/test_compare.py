@@ -151,6 +151,24 @@ def test_dumps_are_compared_row_by_row(tmp_path, dumps, monkeypatch, block_bytes
         assert found.debiased_cka == pytest.approx(reference.debiased_cka(a, b), rel=1e-10)
 
 
+def test_rows_that_a_dump_masks_do_not_count(tmp_path):
+    x = rows(50, 6)
+    y, masks = (x + rows(50, 6, seed=9)).double(), torch.rand(2, 50) > 0.3
+    for name, tensor, mask in zip("ab", (x, y), masks, strict=True):
+        write_shard(tmp_path / f"{name}.safetensors", {"h": tensor, "attention_mask": mask.int()})
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    found = compare_sources(*paths, progress=False).layers["h"]
+    kept = masks.all(dim=0)
+    assert found.rows == int(kept.sum()) < 50
+    assert found.debiased_cka == pytest.approx(reference.debiased_cka(x[kept], y[kept]), rel=1e-9)
+    # Without pairs every source has its own mask, as in its analysis.
+    states = [tmp_path / f"r{name}" for name in "ab"]
+    for path, out in zip(paths, states, strict=True):
+        aniso.analyze(path, out=out, progress=False)
+    saved, mixed = (compare_sources(a, states[1], progress=False) for a in (states[0], paths[0]))
+    assert mixed.layers["h"].delta == pytest.approx(saved.layers["h"].delta, rel=1e-9, nan_ok=True)
+
+
 def test_result_folders_states_and_dumps_give_the_same_change(tmp_path, dumps):
     a, b = tmp_path / "a.safetensors", tmp_path / "b"
     paired = compare_sources(a, b, progress=False)

@@ -43,6 +43,12 @@ class DumpBlock:
     block: Block
     ids: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def mask(self) -> Tensor | None:
+        """The rows that the dump's attention mask keeps, bool [n]; None without one."""
+        mask = self.ids.get("attention_mask")
+        return None if mask is None else mask != 0
+
 
 @dataclass(frozen=True)
 class StoredBlock:
