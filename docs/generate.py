@@ -30,18 +30,17 @@ def api() -> str:
             parts.append("## METRICS\n\n`{key: Metric}`; see [metrics](metrics.md).\n")
             continue
         parts.append(f"## {name}\n\n{_described(thing, _signature(name, thing))}")
-        parts += [
-            f"### {name}.{method}\n\n{_described(value, _signature(method, value))}"
-            for method, value in sorted(vars(thing).items() if inspect.isclass(thing) else ())
-            if not method.startswith("_") and inspect.isfunction(value) and value.__doc__
-        ]
-    return "\n".join(parts)
+        members = sorted(vars(thing).items()) if inspect.isclass(thing) else []
+        parts += [_member(name, key, value) for key, value in members if not key.startswith("_")]
+    return "\n".join(part for part in parts if part)
 
 
 def commands() -> str:
     """Return the page of all commands with their help."""
     parts = ["# Commands\n", MADE]
-    context = click.Context(cli, info_name="aniso")
+    context = click.Context(cli, info_name="aniso", help_option_names=["-h", "--help"])
+    context.max_content_width = context.terminal_width = 90
+    parts.append(f"```text\n{cli.get_help(context)}\n```\n")
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         assert command is not None
@@ -70,12 +69,24 @@ def _help(command: click.Command, context: click.Context) -> str:
     return "\n".join(parts)
 
 
+def _member(owner: str, name: str, value: Any) -> str:
+    """Return the entry of a method or property that has a docstring of its own, else nothing."""
+    if isinstance(value, property):
+        return f"### {owner}.{name}\n\n{_described(value, name)}" if value.__doc__ else ""
+    function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+    if not inspect.isfunction(function) or not function.__doc__:
+        return ""
+    return f"### {owner}.{name}\n\n{_described(function, _signature(name, function))}"
+
+
 def _signature(name: str, thing: Any) -> str:
     if inspect.isclass(thing) and issubclass(thing, Exception):
         return name
     plain = inspect.signature(thing)
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in plain.parameters.values()]
-    bare = [p for p in bare if p.name != "self"]
+    bare = [p for p in bare if p.name not in ("self", "cls")]
+    if [p.kind for p in bare] == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]:
+        bare = []  # a class without a constructor of its own
     return f"{name}{plain.replace(parameters=bare, return_annotation=inspect.Signature.empty)}"
 
 

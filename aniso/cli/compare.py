@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     "--fail-if",
     multiple=True,
     metavar="CONDITION",
-    help="Exit with 1 where it holds of a layer: METRIC.increase>X, .decrease, .change; "
-    "rsa_pearson<X, debiased_cka<X. May be repeated.",
+    help="Exit with 1 where it holds of a layer: METRIC.increase>X (B less A), .decrease>X (A less "
+    "B), .change>X (either way); rsa_pearson<X, debiased_cka<X. May be repeated.",
 )
 @click.option(
     "--out",

@@ -38,8 +38,9 @@ class SequenceSpectra:
     Attributes:
         tokens: t_i, [b], int64.
         singular_values: σ, [b, min(t, d)], descending, NaN beyond min(t_i, d).
-        metrics: By the keys of `SEQUENCE_METRICS`, each [b]: biased skewness of σ (NaN below two
-            tokens), median σ/σ₁, Σ_(i≤k)σ²/Σσ²; NaN where all tokens are zero or there are none.
+        metrics: Each [b]: "sv_skewness", biased, of σ (NaN below two tokens), "sv_median_ratio",
+            median σ/σ₁, and "explained_variance_k" for k = 1, 3, 10, Σ_(i≤k)σ²/Σσ²; NaN where all
+            tokens are zero or there are none.
         cdf: Share of σ/σ₁ at most each edge, [b, 257]; NaN as above.
         edges: 0, 1/256, … 1, [257].
     """

@@ -58,7 +58,7 @@ class SequenceSummary:
         zero: Of them with tokens that are all zero: no spectrum.
         tokens: Tokens kept.
         nonfinite_tokens: Tokens left out because a value is NaN or infinite.
-        metrics: By the keys of `SEQUENCE_METRICS`.
+        metrics: By the keys of `SequenceSpectra.metrics`.
         cdf: Share of σ/σ₁ at most each edge, mean over sequences, [257]; NaN without any.
         cdf_edges: 0, 1/256, … 1, [257].
     """

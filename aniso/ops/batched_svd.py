@@ -203,9 +203,10 @@ def svdvals(
     Args:
         x: Matrices, shape [..., m, n], float64/float32/float16/bfloat16; finite.
         k: How many of the largest; default all min(m, n).
-        accuracy: "normal": |error| ≤ 2e-8·σ₁ (float64 input: 35 ε·σ₁). "high": one-sided Jacobi
-            rotations of the rows: small values to full relative accuracy where the rows of A or
-            Aᵀ, scaled to one length, are well conditioned (Demmel & Veselić 1992).
+        accuracy: "normal": |error| ≤ 2e-8·σ₁ before S is rounded to its dtype, 6e-8·σ₁ after it
+            (float64 input: 35 ε·σ₁). "high": one-sided Jacobi rotations of the rows:
+            small values to full relative accuracy where the rows of A or Aᵀ, scaled to one length,
+            are well conditioned (Demmel & Veselić 1992).
         certificate: Return the `Certificate` too: a pair.
 
     Returns:

@@ -27,10 +27,11 @@ class RowSample:
     """Rows, or whole documents, drawn uniformly without replacement from all rows seen.
 
     A bottom-k sample: every unit has a key, a 64-bit hash of seed, source and row or document id,
-    and units are kept in the order of their keys until `size` rows are reached. So the sample
-    depends on the units alone: not on their order, blocks or machines; and samples of disjoint
-    rows merge into the sample of their union. Rows without a direction (masked, non-finite, zero)
-    are no part of it. At most size − 1 + the longest document's rows are kept, on the CPU.
+    and units are kept in the order of their keys until `size` rows are reached. So, given ids or
+    documents, the sample depends on the units alone: not on their order, blocks or machines; and
+    samples of disjoint rows merge into the sample of their union. Rows without a direction (masked,
+    non-finite, zero) are no part of it. At most size − 1 + the longest document's rows are kept, on
+    the CPU.
 
     Args:
         size: Rows to keep.
