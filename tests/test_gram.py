@@ -55,6 +55,28 @@ def test_digits_are_as_fine_as_they_say(dtype):
     assert error.mean().abs() < 0.1 * allowed / 48
 
 
+@pytest.mark.parametrize("lengths", [(1.0,), (1.0, 1.001), (1.0, 2.0), (1.0, 1.7, 2.9)], ids=str)
+def test_rows_of_few_norms_do_not_all_err_alike(lengths):
+    """What is rounded in one of these rows is rounded in thousands."""
+    n, d = 3000, 768
+    x = torch.where(torch.rand(n, d) < 0.85, 1.0, -1.0)
+    if lengths == (1.0, 1.001):
+        x[:, 0] *= torch.where(torch.rand(n) < 0.5, 1.0, 1.25)
+    else:
+        x *= torch.tensor(lengths)[torch.randint(0, len(lengths), (n, 1))]
+    x = x.bfloat16()
+    pilot = pilot_of(x, None)
+    sums, units = grams(x, None, pilot), reference.directions(x.double())
+    about = units - pilot[1]
+    error = sums.unit - about.T @ about
+    if sums.noise[1]:
+        allowed = 2 * math.sqrt(sums.noise[1]) * torch.linalg.matrix_norm(about.T @ about, 2).sqrt()
+        assert torch.linalg.matrix_norm(error, 2) < allowed
+    close(sums.totals[1], about.sum(0), 1, "totals", 1e-9 * n)
+    exact = float(reference.pair_cosines(x).var(unbiased=False))
+    assert aniso.cosine_stats(x).var == pytest.approx(exact, rel=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e30])
 def test_float32_far_from_one(scale):
     x = torch.randn(300, 40) * scale

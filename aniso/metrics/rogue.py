@@ -147,7 +147,8 @@ def _partial_var(
     var_all = float(2 * (mu @ spread @ mu) + (spread**2).sum())
     gap = (energy - float(mu @ mu)) / (n - 1)
     squares = n * n * (var_all + gap**2)
-    least, most = n * (energy - mean) ** 2, n * (energy - 2 * mean * energy + mean**2)
+    least = n * (energy - mean) ** 2
+    most = least + n * max(0.0, energy * (1 - energy))
     pairs = n * (n - 1)
     return max(0.0, squares - most) / pairs, max(0.0, squares - least) / pairs
 

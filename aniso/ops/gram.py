@@ -221,12 +221,12 @@ def gram(x: Any, *, normalize: bool = False, center: bool = False, mask: Any = N
     Time O(n d²), memory O(d²), besides some 20 MB of scratch on a CPU with a matrix unit (AMX),
     which are kept for the next call. Equivalent to `reference.gram`. With that unit, rows of
     float32 are taken to 39 bits of each column's largest value in a block of rows (G to some
-    3e-10/√n of its norm), rows of float16 to 23 bits, and their products added exactly. Rows of
-    bfloat16 are multiplied as they are, by numbers of 16 bits when `normalize` (by less where norms
-    are alike), and a block of products added in float32: G to some 3e-5/√n, or like float16 where
-    rows hardly vary. On a GPU with Triton, products of float16 and bfloat16 rows are added in
-    float32, up to 512 of them: G to 1e-6 of the sum of magnitudes; wider rows are multiplied in
-    float64.
+    3e-10/√n of its norm, or 1e-10 where columns take but a few values), rows of float16 to 23 bits,
+    and their products added exactly. Rows of bfloat16 are multiplied as they are, by numbers of 16
+    bits when `normalize` (by less where norms are alike), rounded up or down at random, and a block
+    of products added in float32: G to some 1e-4/√n, or like float16 where rows hardly vary. On a
+    GPU with Triton, products of float16 and bfloat16 rows are added in float32, up to 512 of them:
+    G to 1e-6 of the sum of magnitudes; wider rows are multiplied in float64.
 
     Example:
         >>> gram(torch.eye(2))

@@ -34,6 +34,17 @@ inline __mmask16 columns_from(int64_t k, int64_t d) {
   return left >= 16 ? 0xffff : static_cast<__mmask16>((1u << (left > 0 ? left : 0)) - 1);
 }
 
+/// 16 words that look random, the same ones for every k. Roundings up or down by them do not add
+/// up, whatever numbers come again and again.
+inline __m512i random_words(int64_t k) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i at = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(k)));
+  at = _mm512_mullo_epi32(at, _mm512_set1_epi32(0x1b873593));
+  at = _mm512_xor_si512(at, _mm512_srli_epi32(at, 15));
+  at = _mm512_mullo_epi32(at, _mm512_set1_epi32(0x2c1b3c6d));
+  return _mm512_xor_si512(at, _mm512_srli_epi32(at, 13));
+}
+
 // Exact sums of a tile by weight, the last one lightest: digits i and j have weight i + j. Three
 // digits of half-precision numbers are often round: there the weight beyond the last digit counts
 // too, as it does not average out.

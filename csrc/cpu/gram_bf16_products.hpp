@@ -132,6 +132,7 @@ class Bf16Products {
     alignas(64) Products found[2];
     Adding before{nullptr, {nullptr, nullptr}};
     int turn = 0;
+    static_assert(GRAM_BF16_REGION.panels % 2 == 0, "panels go two at a time");
     const int64_t width = weighted() ? 1 : 2;
     for (int64_t panel = region.first_panel; panel < region.last_panel; panel += width) {
       const int8_t* right = right_at(panel - region.first_panel, 0);
@@ -159,6 +160,7 @@ class Bf16Products {
       for (int64_t step = 0; step < steps; ++step) {
         derive_step(scratch_.digits + bf16_tile_at(scratch_, panel, first + step),
                     scratch_.bf16.rows + (first + step) * BF16_STEP,
+                    (first + step) * (scratch_.padded / GRAM_PANEL) + panel,
                     right_at(panel - region.first_panel, step));
       }
     }
@@ -166,15 +168,21 @@ class Bf16Products {
     __asm__ volatile("" ::: "memory");
   }
 
-  /// u of 32 rows, two rows to a word, and the high and low part of vu.
-  void derive_step(const int8_t* left, const GramRow* rows, int8_t* right) const {
-    const __m512i top = _mm512_set1_epi32(-0x10000);
+  /// u of 32 rows, two rows to a word, and the high and low part of vu; `place` is another one for
+  /// every step of every panel.
+  void derive_step(const int8_t* left, const GramRow* rows, int64_t place, int8_t* right) const {
+    const __m512i top = _mm512_set1_epi32(-0x10000), bottom = _mm512_set1_epi32(0xffff);
     transpose(left, right);
     if (!weighted()) return;
+    __m512i random = random_words(16 * place);
     for (int two = 0; two < 16; ++two) {
       const __m512i u = _mm512_load_si512(right + 64 * two);
-      const Parts even = split(_mm512_slli_epi32(u, 16), rows[2 * two].square);
-      const Parts odd = split(_mm512_and_si512(u, top), rows[2 * two + 1].square);
+      // Multiples of the golden ratio: as even as can be, from a random start.
+      random = _mm512_add_epi32(random, _mm512_set1_epi32(static_cast<int>(0x9e3779b9)));
+      const Parts even =
+          split(_mm512_slli_epi32(u, 16), rows[2 * two].square, _mm512_and_si512(random, bottom));
+      const Parts odd =
+          split(_mm512_and_si512(u, top), rows[2 * two + 1].square, _mm512_srli_epi32(random, 16));
       _mm512_store_si512(right + TILE_BYTES + 64 * two, bf16_pair(even.high, odd.high));
       _mm512_store_si512(right + 2 * TILE_BYTES + 64 * two, bf16_pair(even.low, odd.low));
     }
@@ -185,12 +193,17 @@ class Bf16Products {
     __m512i high, low;
   };
 
-  static Parts split(__m512i u, float weight) {
+  /// wu in two parts, the last one that counts rounded up or down at random.
+  Parts split(__m512i u, float weight, __m512i random) const {
     const __m512i half = _mm512_set1_epi32(0x8000), top = _mm512_set1_epi32(-0x10000);
-    const __m512 z = _mm512_castsi512_ps(u) * _mm512_set1_ps(weight);
-    const __m512i rounded = _mm512_add_epi32(_mm512_castps_si512(z), half);
-    const __m512 rest = z - _mm512_castsi512_ps(_mm512_and_si512(rounded, top));
-    return {rounded, _mm512_add_epi32(_mm512_castps_si512(rest), half)};
+    const __m512 x = _mm512_castsi512_ps(u), w = _mm512_set1_ps(weight);
+    // A rounding of its own, which the compiler must not fuse with the subtractions below.
+    const __m512 z = _mm512_mul_round_ps(x, w, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512i high =
+        _mm512_add_epi32(_mm512_castps_si512(z), weights_.parts == 2 ? half : random);
+    const __m512 rest =
+        z - _mm512_castsi512_ps(_mm512_and_si512(high, top)) + _mm512_fmsub_ps(x, w, z);
+    return {high, _mm512_add_epi32(_mm512_castps_si512(rest), random)};
   }
 
   template <class Between>

@@ -29,16 +29,9 @@ struct PackedRow {
   float rest;   // see MOST_WITH_SIX
 };
 
-/// 16 numbers in [0, 1) that look random, the same for every row. Floors of sums with them are
-/// roundings that do not add up, whatever numbers a row repeats.
+/// 16 random numbers in [0, 1), the same for every row: floors of sums with them are roundings.
 inline __m512 dither(int64_t k) {
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  __m512i at = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(k)));
-  at = _mm512_mullo_epi32(at, _mm512_set1_epi32(0x1b873593));
-  at = _mm512_xor_si512(at, _mm512_srli_epi32(at, 15));
-  at = _mm512_mullo_epi32(at, _mm512_set1_epi32(0x2c1b3c6d));
-  at = _mm512_xor_si512(at, _mm512_srli_epi32(at, 13));
-  return _mm512_cvtepi32_ps(_mm512_srli_epi32(at, 8)) * _mm512_set1_ps(0x1p-24f);
+  return _mm512_cvtepi32_ps(_mm512_srli_epi32(random_words(k), 8)) * _mm512_set1_ps(0x1p-24f);
 }
 
 /// How rows are packed and multiplied; T says which numbers they hold.
@@ -171,7 +164,8 @@ struct Packing<bf16> {
       _tile_loadd(7, b + at + panel, 64);
       _tile_loadd(5, a + at + panel, 64);
       while (at < end) {
-        // Those of the next step are loaded in this one: see add_three.
+        // Those of the next step are loaded in this one: where another processor shares the matrix
+        // unit, a product waits long for a tile just asked for.
         at += TILE_BYTES;
         const int64_t next = at < end ? at : at - TILE_BYTES;
         _tile_dpbf16ps(0, 4, 6);

@@ -5,6 +5,7 @@
 #include "common/parallel.hpp"
 
 namespace aniso::cpu {
+
 uint64_t read_stream(const void* data, int64_t bytes, int threads) {
   auto* const digest = ANISO_FOR_ISA(best_isa(), digest_of);
   std::vector<uint64_t> digests(threads, 0);
