@@ -110,7 +110,7 @@ def case(
 
 _CPU = (
     case(torch.float32, both, two_products, (1.7, None), 1e-9),
-    case(torch.bfloat16, both, two_products, (1.8, None), 1e-7),
+    case(torch.bfloat16, both, two_products, (1.8, None), 2e-7),
 )
 # Milliseconds of 250,000 rows: 8.4 TFLOP of a whole product at 230 and at 110 TFLOP/s.
 _GPU = (

@@ -20,8 +20,9 @@ mean cosine of N rows is off by √(2q)/N, the variance by 2q/N (both are degene
 and no eigenvalue of Σxxᵀ/N by more than the norm of a matrix of independent entries of the size of
 bₖbₗ sᵢ²/√N, 2 √(mean maxₖ xᵢₖ² ‖xᵢ‖²)/√N. The errors stated are six times the first two and 1.5
 times the last, besides the rounding of float64, what `row_moments` states for the sum of directions
-of bfloat16 rows, 4e-6, and 1e-7 for the float32 sums of `gram`: rows that come again with other
-signs round alike, so that these two do not average out.
+of bfloat16 rows, 4e-6, 1e-7 for the float32 sums of `gram`, and where norms differ 1e-5 of the
+variance for the second parts of its factors: rows that come again with other signs round alike, so
+that these do not average out.
 
 Signs come from one block of random bits, with every column flipped by fair coins for each block:
 sums and second moments of different blocks are as independent as those of fresh rows. A block is
@@ -60,6 +61,7 @@ _SOURCE = "signs"
 _ROUNDING = 1e-9
 _DIRECTIONS = 4e-6
 _PRODUCTS = 1e-7
+_SECOND_PARTS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -249,12 +251,13 @@ def answers(state: LayerState, norm_ratio: float = 1.0) -> list[Answer]:
     sigma = torch.from_numpy(found.singular_values.copy()).square() / rows
     worst = float((sigma - known.second_moments.sort(descending=True).values).abs().max())
     rank = mean_square / largest
+    products = _PRODUCTS if norm_ratio == 1 else _SECOND_PARTS
     return [
         Answer("rows", rows, rows, 0),
         _beside(found.metrics, "mean_norm", known.mean_norm, 0.0),
         _beside(found.metrics, "rms_norm", math.sqrt(mean_square), 0.0),
         _beside(found.metrics, "mean_cosine", known.mean_cosine, chance_of_mean),
-        _beside(found.metrics, "var_cosine", q, 6 * 2 * q / rows + _PRODUCTS * q),
+        _beside(found.metrics, "var_cosine", q, 6 * 2 * q / rows + products * q),
         _beside(found.metrics, "stable_rank", rank, rank * chance / largest),
         Answer("largest error of σ²/N", worst, 0.0, chance),
         Answer("Σσ²/N", float(sigma.sum()), mean_square, _PRODUCTS * mean_square),
