@@ -89,8 +89,9 @@ def _count_pairs(
         b = _directions(b) if b.dtype == torch.float64 else b
         if a.dtype != b.dtype:
             a, b = a.float(), b.float()
-    sides = [(None, None) if x is None else (unit_columns(x), inverse_norms(x)) for x in (a, b)]
-    pair_histogram(*sides[0], *sides[1], low, high, counts, extremes)
+    rows_b, inverse_b = (None, None) if b is None else (unit_columns(b), inverse_norms(b))
+    rows_a, inverse_a = unit_columns(a), inverse_norms(a)
+    pair_histogram(rows_a, inverse_a, rows_b, inverse_b, low, high, counts, extremes)
 
 
 def _count_tiles(
