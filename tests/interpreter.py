@@ -23,9 +23,9 @@ torch.save(arguments, sys.argv[2])
 def interpreted(code, arguments, folder):
     """`arguments` after `code` has changed them in place, in processes with the interpreter on.
 
-    There are as many as processors: the interpreter uses one, for a minute.
+    There are as many as processors, up to four: the interpreter uses one, for a minute.
     """
-    count = len(os.sched_getaffinity(0))
+    count = min(4, len(os.sched_getaffinity(0)))
     names = list(arguments)
     shares = [{name: arguments[name] for name in names[i::count]} for i in range(count)]
     running = [start(code, share, folder / str(i)) for i, share in enumerate(shares)]

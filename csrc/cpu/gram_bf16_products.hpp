@@ -218,32 +218,30 @@ class Bf16Products {
     }
   }
 
-  static constexpr int64_t PANEL_BYTES = BF16_STEPS * TILE_BYTES;
-
-  /// Adds up uuᵀ of a group and two panels over steps, the tiles of the next step loaded in this
-  /// one (see add_three). Calls between(k) in step k.
+  /// Adds up uuᵀ of a group and two panels over steps. Calls between(k) in step k. The tiles of the
+  /// next step are loaded in this one: see Packing<bf16> in pair_histogram_kernel.cpp.
   template <class Between>
   static void add_two_panels(const int8_t* a, const int8_t* b, int64_t steps, Products& sums,
                              Between between) {
-    constexpr int64_t other = BF16_PARTS * PANEL_BYTES;
+    constexpr int64_t other = BF16_PARTS * BF16_STEPS;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    _tile_loadd(4, a, 64);
-    _tile_loadd(6, b, 64);
-    _tile_loadd(7, b + other, 64);
-    _tile_loadd(5, a + PANEL_BYTES, 64);
+    LOAD(4, a, 0);
+    LOAD(6, b, 0);
+    LOAD(7, b, other);
+    LOAD(5, a, BF16_STEPS);
     for (int64_t k = 0; k < steps; ++k) {
       if (k + 1 < steps) a += TILE_BYTES, b += BF16_PARTS * TILE_BYTES;
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(2, 4, 7);
-      _tile_loadd(4, a, 64);
+      LOAD(4, a, 0);
       _tile_dpbf16ps(1, 5, 6);
-      _tile_loadd(6, b, 64);
+      LOAD(6, b, 0);
       _tile_dpbf16ps(3, 5, 7);
-      _tile_loadd(7, b + other, 64);
-      _tile_loadd(5, a + PANEL_BYTES, 64);
+      LOAD(7, b, other);
+      LOAD(5, a, BF16_STEPS);
       between(k);
     }
     _tile_stored(0, sums[0], 64);
