@@ -13,7 +13,7 @@ namespace {
 // Below this many elements, starting a thread (~20 us) costs more than it saves.
 constexpr int64_t kSmallPart = int64_t{1} << 17;
 // Above this many elements and rows, making and merging accumulators costs nothing beside them.
-constexpr int64_t kLargePart = int64_t{1} << 20;
+constexpr int64_t kLargePart = int64_t{1} << 21;
 constexpr int64_t kManyRows = 1024;
 constexpr int64_t kMostParts = 256;
 
@@ -27,23 +27,22 @@ int parts_of(int64_t n, int64_t d) {
   return parts;
 }
 
-/// Accumulators of one part, merged in the order of the parts.
+/// Accumulators of all parts, in one piece of memory: apart, each would be new pages at every call
+/// (measured: a quarter of the time of 400,000 rows of bfloat16).
 class PartialMoments {
  public:
-  explicit PartialMoments(int64_t d)
-      : d_(d), doubles_(5 * d + 5), scratch_(ROW_MOMENTS_SCRATCH * d) {
-    view().norm_range[0] = std::numeric_limits<double>::infinity();
+  PartialMoments(int parts, int64_t d) : d_(d), doubles_(parts * size()), counts_(4 * parts) {
+    for (int part = 0; part < parts; ++part)
+      of(part).norm_range[0] = std::numeric_limits<double>::infinity();
   }
 
-  RowMomentsView view() {
-    double* base = doubles_.data();
-    return {base, base + 5 * d_, base + 5 * d_ + 3, base + 4 * d_, counts_};
+  RowMomentsView of(int part) {
+    double* base = doubles_.data() + part * size();
+    return {base, base + 5 * d_, base + 5 * d_ + 3, base + 4 * d_, counts_.data() + 4 * part};
   }
 
-  void* scratch() { return scratch_.data(); }
-
-  void add_to(const RowMomentsView& out) {
-    const RowMomentsView part = view();
+  void add_to(const RowMomentsView& out, int index) {
+    const RowMomentsView part = of(index);
     for (int64_t k = 0; k < 4 * d_; ++k) out.sums[k] += part.sums[k];
     for (int64_t k = 0; k < d_; ++k) out.abs_max[k] = std::max(out.abs_max[k], part.abs_max[k]);
     for (int k = 0; k < 3; ++k) out.norm_sums[k] += part.norm_sums[k];
@@ -53,10 +52,11 @@ class PartialMoments {
   }
 
  private:
+  int64_t size() const { return (5 * d_ + 5 + 7) / 8 * 8; }  // whole cache lines
+
   int64_t d_;
   AlignedArray<double> doubles_;
-  AlignedArray<char> scratch_;
-  int64_t counts_[4] = {0, 0, 0, 0};
+  std::vector<int64_t> counts_;
 };
 
 }  // namespace
@@ -65,17 +65,17 @@ void row_moments(const RowsView& rows, const MaskView& mask, const RowMomentsVie
                  Isa isa) {
   const int parts = parts_of(rows.n, rows.d);
   auto* const run = ANISO_FOR_ISA(isa, row_moments_part);
-  std::vector<PartialMoments> partial;
-  for (int part = 0; part < parts; ++part) partial.emplace_back(rows.d);
+  PartialMoments partial(parts, rows.d);
   const auto begin = [&](int64_t part) {
     return rows.n / parts * part + std::min<int64_t>(part, rows.n % parts);
   };
   parallel_parts(parts, std::min(threads, parts), [&](int, int64_t first, int64_t last) {
+    AlignedArray<char> scratch(ROW_MOMENTS_SCRATCH * rows.d);
     for (int64_t i = first; i < last; ++i) {
-      run(rows, mask, begin(i), begin(i + 1), partial[i].view(), partial[i].scratch());
+      run(rows, mask, begin(i), begin(i + 1), partial.of(i), scratch.data());
     }
   });
-  for (auto& part : partial) part.add_to(out);
+  for (int part = 0; part < parts; ++part) partial.add_to(out, part);
 }
 
 }  // namespace aniso::cpu

@@ -25,10 +25,12 @@ class HalfSums {
   static constexpr double MIN_SQUARES = 1e-24;
   static constexpr double MAX_SQUARES = 1e36;
 
-  /// Scratch: ROW_MOMENTS_SCRATCH zeroed bytes per column.
-  HalfSums(const RowMomentsView& out, int64_t d, void* scratch)
+  /// `stride`: elements from a row to its successor in memory. Scratch: ROW_MOMENTS_SCRATCH zeroed
+  /// bytes per column.
+  HalfSums(const RowMomentsView& out, int64_t d, int64_t stride, void* scratch)
       : out_(out),
         d_(d),
+        ahead_(ROWS_AHEAD * stride),
         chunked_(d / CHUNK * CHUNK),
         partial_(static_cast<float*>(scratch)),
         largest_(reinterpret_cast<uint16_t*>(partial_ + 4 * d)) {}
@@ -38,54 +40,42 @@ class HalfSums {
   /// visit to them costs.
   static int group(int64_t d) { return d <= 1024 ? MIN_GROUP : MAX_GROUP; }
 
-  static double squares(const T* row, int64_t d, ReadAhead& ahead) {
-    f32s sum[2] = {}, error[2] = {};
+  template <int R>
+  void squares(const T* const* rows, double* out) const {
+    f32s sum[R][2] = {}, error[R][2] = {};
     int64_t k = 0;
-    const auto add_chunk = [&] {
-      f32s x[2];
-      Halves<T>::widen(load_as<u16s>(row + k), x);
+    for (; k + CHUNK <= d_; k += CHUNK) {
+      ask_ahead<R, CHUNK>(rows, ahead_, 0, k);
+#pragma GCC unroll 4
+      for (int j = 0; j < R; ++j) {
+        f32s x[2];
+        Halves<T>::widen(load_as<u16s>(rows[j] + k), x);
 #pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i) {
-        // x² is exact in the fused operations: `error` takes what `next` rounds away.
-        const f32s next = sum[i] + x[i] * x[i];
-        const f32s added = next - sum[i];
-        error[i] += x[i] * x[i] - added;
-        sum[i] = next;
+        for (int i = 0; i < 2; ++i) {
+          // x² is exact in the fused operations: `error` takes what `next` rounds away. (Squares
+          // of 8-bit numbers round down more often than up: without it, norms are 5e-9 short.)
+          const f32s next = sum[j][i] + x[i] * x[i];
+          const f32s added = next - sum[j][i];
+          error[j][i] += x[i] * x[i] - added;
+          sum[j][i] = next;
+        }
       }
-      k += CHUNK;
-    };
-    while (k + 2 * CHUNK <= d) {
-      add_chunk();
-      add_chunk();
-      ahead.next();
     }
-    if (k + CHUNK <= d) add_chunk();
-    double total = sum_lanes(low_as_f64(sum[0]) + high_as_f64(sum[0]) +
-                             (low_as_f64(sum[1]) + high_as_f64(sum[1])) +
-                             (low_as_f64(error[0] + error[1]) + high_as_f64(error[0] + error[1])));
-    for (; k < d; ++k) total += value(row[k]) * value(row[k]);
-    return total;
+#pragma GCC unroll 4
+    for (int j = 0; j < R; ++j) {
+      const f32s errors = error[j][0] + error[j][1];
+      out[j] = sum_lanes(low_as_f64(sum[j][0]) + high_as_f64(sum[j][0]) +
+                         (low_as_f64(sum[j][1]) + high_as_f64(sum[j][1])) +
+                         (low_as_f64(errors) + high_as_f64(errors)));
+      for (int64_t c = k; c < d_; ++c) out[j] += value(rows[j][c]) * value(rows[j][c]);
+    }
   }
 
-  void add(const T* const* rows, const Direction* directions, int count, ReadAhead& ahead) {
-    float inverse[MAX_GROUP], inverse2[MAX_GROUP];
-    for (int j = 0; j < count; ++j) {
-      inverse[j] = static_cast<float>(directions[j].inverse);
-      inverse2[j] = static_cast<float>(directions[j].inverse2);
-    }
-    for (int64_t k = 0; k < chunked_; k += CHUNK) {
-      if (count == MIN_GROUP) {  // a constant the compiler can unroll
-        add_chunk(rows, inverse, inverse2, MIN_GROUP, k, ahead);
-      } else {
-        add_chunk(rows, inverse, inverse2, count, k, ahead);
-      }
-    }
-    for (int64_t k = chunked_; k < d_; ++k) {
-      for (int j = 0; j < count; ++j) {
-        const double x = value(rows[j][k]);
-        add_unusual(k, x, x * directions[j].inverse);
-      }
-    }
+  void add(const T* const* rows, const Direction* directions, int count) {
+    int j = 0;
+    for (; j + MAX_GROUP <= count; j += MAX_GROUP) add_rows<MAX_GROUP>(rows + j, directions + j);
+    for (; j + MIN_GROUP <= count; j += MIN_GROUP) add_rows<MIN_GROUP>(rows + j, directions + j);
+    for (; j < count; ++j) add_rows<1>(rows + j, directions + j);
     pending_ += count;
     if (pending_ + MAX_GROUP > SPAN) promote();
   }
@@ -104,6 +94,7 @@ class HalfSums {
     for (int64_t k = 0; k < chunked_; ++k) {
       const T bits{largest_[k]};
       out_.abs_max[k] = max_of(out_.abs_max[k], value(bits));
+      largest_[k] = 0;
     }
     for (int sum = 0; sum < 4; ++sum) {
       for (int64_t first = 0; first < chunked_; first += CHUNK)
@@ -128,30 +119,45 @@ class HalfSums {
     store(p + LANES, load<f64s>(p + LANES) + high_as_f64(v));
   }
 
-  __attribute__((always_inline)) void add_chunk(const T* const* rows, const float* inverse,
-                                                const float* inverse2, int count, int64_t k,
-                                                ReadAhead& ahead) {
-    float* partial = partial_ + 4 * k;
-    f32s sums[4][2];
-    std::memcpy(sums, partial, sizeof sums);
-    u16s largest = load_as<u16s>(largest_ + k);
-    for (int j = 0; j < count; ++j) {
-      if (j % 2 == 0) ahead.next();
-      const u16s bits = load_as<u16s>(rows[j] + k);
-      largest = max_of(largest, bits & uint16_t{0x7fff});
-      f32s x[2];
-      Halves<T>::widen(bits, x);
+  template <int R>
+  void add_rows(const T* const* rows, const Direction* directions) {
+    float inverse[R], inverse2[R];
+    for (int j = 0; j < R; ++j) {
+      inverse[j] = static_cast<float>(directions[j].inverse);
+      inverse2[j] = static_cast<float>(directions[j].inverse2);
+    }
+    for (int64_t k = 0; k < chunked_; k += CHUNK) {
+      ask_ahead<R, CHUNK>(rows, ahead_, d_ / 2, k);
+      float* const partial = partial_ + 4 * k;
+      f32s sums[4][2];
+#pragma GCC unroll 8
+      for (int s = 0; s < 8; ++s) sums[s / 2][s % 2] = load_as<f32s>(partial + s * LANES * 2);
+      u16s largest = load_as<u16s>(largest_ + k);
+#pragma GCC unroll 4
+      for (int j = 0; j < R; ++j) {
+        const u16s bits = load_as<u16s>(rows[j] + k);
+        largest = max_of(largest, bits & uint16_t{0x7fff});
+        f32s x[2];
+        Halves<T>::widen(bits, x);
 #pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i) {
-        const f32s square = x[i] * x[i];
-        sums[0][i] += x[i];
-        sums[1][i] += x[i] * inverse[j];
-        sums[2][i] += square;
-        sums[3][i] += square * inverse2[j];
+        for (int i = 0; i < 2; ++i) {
+          const f32s square = x[i] * x[i];
+          sums[0][i] += x[i];
+          sums[1][i] += x[i] * inverse[j];
+          sums[2][i] += square;
+          sums[3][i] += square * inverse2[j];
+        }
+      }
+#pragma GCC unroll 8
+      for (int s = 0; s < 8; ++s) store(partial + s * LANES * 2, sums[s / 2][s % 2]);
+      store(largest_ + k, largest);
+    }
+    for (int64_t k = chunked_; k < d_; ++k) {
+      for (int j = 0; j < R; ++j) {
+        const double x = value(rows[j][k]);
+        add_unusual(k, x, x * directions[j].inverse);
       }
     }
-    store(largest_ + k, largest);
-    std::memcpy(partial, sums, sizeof sums);
   }
 
   void promote() {
@@ -170,6 +176,7 @@ class HalfSums {
 
   RowMomentsView out_;
   int64_t d_;
+  int64_t ahead_;      // elements to the row that is asked for
   int64_t chunked_;    // columns in whole chunks
   int pending_ = 0;    // rows in the partial sums
   float* partial_;     // per chunk: its part of the four sums

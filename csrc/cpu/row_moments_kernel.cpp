@@ -1,8 +1,9 @@
 // The serial kernel of row_moments, compiled once per instruction set (see simd.hpp): builtins
 // instead of <cmath> and <algorithm>, whose inline functions would be shared between them.
 //
-// Rows are taken a group at a time. First pass over the group: the norms (the only read from
-// memory). Second pass: the sums over its rows, from the cache, by one of two accumulators.
+// Rows are taken a group at a time, one from each of several streams: the processor fetches only so
+// far ahead of each, and a thread reads one at 9 GB/s, four at 13. First pass over the group: the
+// norms. Second pass: the sums over its rows, from the cache, by one of two accumulators.
 #include "cpu/row_moments.hpp"
 #include "cpu/row_moments_half.hpp"
 #include "cpu/row_moments_wide.hpp"
@@ -10,29 +11,34 @@
 namespace aniso::cpu::ANISO_ISA {
 namespace {
 
-/// The rows of one group that have a direction, ready for the second pass.
+/// Rows that are taken together.
 template <class T, class Sums>
 class Group {
  public:
   Group(Sums& sums, const RowMomentsView& out, int64_t d) : sums_(sums), out_(out), d_(d) {}
 
-  void take(const T* row, ReadAhead& ahead) {
-    const double squares = Sums::squares(row, d_, ahead);
-    if (squares >= Sums::MIN_SQUARES && squares <= Sums::MAX_SQUARES) {
-      const double norm = __builtin_sqrt(squares);
-      count_row(norm);
-      rows_[count_] = row;
-      directions_[count_] = {1.0 / norm, 1.0 / squares};
-      ++count_;
-    } else {
-      take_unusual(row);
-    }
-  }
+  void take(const T* row) { rows_[count_++] = row; }
 
   void skip() { out_.counts[3] += 1; }
 
-  void flush(ReadAhead& ahead) {
-    if (count_ > 0) sums_.add(rows_, directions_, count_, ahead);
+  void flush() {
+    double squares[Sums::MAX_GROUP];
+    int j = 0;
+    for (; j + 4 <= count_; j += 4) sums_.template squares<4>(rows_ + j, squares + j);
+    for (; j < count_; ++j) sums_.template squares<1>(rows_ + j, squares + j);
+    int kept = 0;
+    for (j = 0; j < count_; ++j) {
+      if (squares[j] >= Sums::MIN_SQUARES && squares[j] <= Sums::MAX_SQUARES) {
+        const double norm = __builtin_sqrt(squares[j]);
+        count_row(norm);
+        rows_[kept] = rows_[j];
+        directions_[kept] = {1.0 / norm, 1.0 / squares[j]};
+        ++kept;
+      } else {
+        take_unusual(rows_[j]);
+      }
+    }
+    if (kept > 0) sums_.add(rows_, directions_, kept);
     count_ = 0;
   }
 
@@ -75,21 +81,22 @@ void run(const RowsView& rows, const MaskView& mask, int64_t begin, int64_t end,
          const RowMomentsView& out, void* scratch) {
   const T* data = static_cast<const T*>(rows.data);
   const int size = Sums::group(rows.d);
-  Sums sums(out, rows.d, scratch);
+  Sums sums(out, rows.d, rows.row_stride, scratch);
   Group<T, Sums> group(sums, out, rows.d);
-  ReadAhead ahead(size * rows.row_stride * static_cast<int64_t>(sizeof(T)));
-  for (int64_t first = begin; first < end; first += size) {
-    const int64_t last = first + size < end ? first + size : end;
-    ahead.start(data + first * rows.row_stride);
-    for (int64_t i = first; i < last; ++i) {
-      if (mask.data != nullptr && mask.data[i * mask.stride] == 0) {
-        group.skip();
-      } else {
-        group.take(data + i * rows.row_stride, ahead);
-      }
+  const auto take = [&](int64_t i) {
+    if (mask.data != nullptr && mask.data[i * mask.stride] == 0) {
+      group.skip();
+    } else {
+      group.take(data + i * rows.row_stride);
     }
-    group.flush(ahead);
+  };
+  const int64_t steps = (end - begin) / size;
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int j = 0; j < size; ++j) take(begin + j * steps + step);
+    group.flush();
   }
+  for (int64_t i = begin + size * steps; i < end; ++i) take(i);
+  group.flush();
   sums.finish();
 }
 

@@ -36,25 +36,21 @@ Extreme measure_extreme(const T* row, int64_t d) {
   return {scale, __builtin_sqrt(squares)};
 }
 
-/// Asks for cache lines a fixed distance ahead of a stream, one at a time: the two passes over a
-/// group each take half of its lines, so that requests to memory are spread evenly over both.
-/// (Measured: requests in bursts, or left to the hardware, add their whole time to the kernel's.)
-class ReadAhead {
- public:
-  explicit ReadAhead(int64_t distance) : distance_(distance) {}
+// How many rows ahead of a group, each in its stream, lines are asked for.
+constexpr int64_t ROWS_AHEAD = 2;
 
-  void start(const void* stream) { at_ = static_cast<const char*>(stream) + distance_; }
-  void next() {
-    __builtin_prefetch(at_, 0, 2);
-    at_ += LINE;
+/// Asks for lines of the rows to come while a pass takes STEP columns at k of R rows. Each of the
+/// two passes over a group asks for half of a row's lines, from column `first` on, and for the
+/// streams in turn: memory is read evenly throughout.
+template <int R, int64_t STEP, class T>
+inline void ask_ahead(const T* const* rows, int64_t ahead, int64_t first, int64_t k) {
+  constexpr int64_t TWO_LINES = 128 / sizeof(T);  // columns; of them, each pass asks for one line
+  constexpr int64_t EVERY = STEP < TWO_LINES ? TWO_LINES / STEP : 1;
+  for (int64_t j = k / STEP % EVERY; j < R; j += EVERY) {
+    for (int64_t i = 0; i < STEP; i += TWO_LINES)
+      __builtin_prefetch(rows[j] + ahead + first + (k + i) / 2, 0, 2);
   }
-
-  static constexpr int64_t LINE = 64;
-
- private:
-  int64_t distance_;
-  const char* at_ = nullptr;
-};
+}
 
 }  // namespace
 }  // namespace aniso::cpu::ANISO_ISA

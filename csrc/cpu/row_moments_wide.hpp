@@ -18,43 +18,44 @@ class WideSums {
   // Vectors taken together: two independent chains hide the latency of an addition.
   static constexpr int PACK = 2;
   static constexpr int64_t CHUNK = PACK * LANES;  // columns at once
-  // Rows held at once. Measured on 768 columns of float32, one thread: 4 rows run at 0.77 of the
-  // read bandwidth, 8 at 0.74.
+  // Rows held at once (measured: 8 and 16 are no faster).
   static constexpr int MAX_GROUP = 4;
   // Squares of float64 values may over- or underflow outside; those of float32 cannot.
   static constexpr double MIN_SQUARES = 1e-280;
   static constexpr double MAX_SQUARES = 1e290;
 
-  WideSums(const RowMomentsView& out, int64_t d, void*) : out_(out), d_(d) {}
+  /// `stride`: elements from a row to its successor in memory.
+  WideSums(const RowMomentsView& out, int64_t d, int64_t stride, void*)
+      : out_(out), d_(d), ahead_(ROWS_AHEAD * stride) {}
 
   static int group(int64_t) { return MAX_GROUP; }
 
-  static double squares(const T* row, int64_t d, ReadAhead& ahead) {
-    f64s acc[4] = {};
-    int64_t k = 0;
-    for (; k + 4 * LANES <= d; k += 4 * LANES) {
-      ahead.next();
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const f64s x = load<f64s>(row + k + i * LANES);
-        acc[i] += x * x;
-      }
-    }
-    double total = sum_lanes((acc[0] + acc[1]) + (acc[2] + acc[3]));
-    for (; k < d; ++k) total += static_cast<double>(row[k]) * row[k];
-    return total;
-  }
-
-  void add(const T* const* rows, const Direction* directions, int count, ReadAhead& ahead) {
+  template <int R>
+  void squares(const T* const* rows, double* out) const {
+    f64s acc[R][PACK] = {};
     int64_t k = 0;
     for (; k + CHUNK <= d_; k += CHUNK) {
-      if (count == MAX_GROUP) {  // a constant the compiler can unroll
-        add_at<f64s, PACK>(rows, directions, MAX_GROUP, k, ahead);
-      } else {
-        add_at<f64s, PACK>(rows, directions, count, k, ahead);
+      ask_ahead<R, CHUNK>(rows, ahead_, 0, k);
+#pragma GCC unroll 4
+      for (int j = 0; j < R; ++j) {
+#pragma GCC unroll 2
+        for (int p = 0; p < PACK; ++p) {
+          const f64s x = load<f64s>(rows[j] + k + p * LANES);
+          acc[j][p] += x * x;
+        }
       }
     }
-    for (; k < d_; ++k) add_at<double, 1>(rows, directions, count, k, ahead);
+#pragma GCC unroll 4
+    for (int j = 0; j < R; ++j) {
+      out[j] = sum_lanes(acc[j][0] + acc[j][1]);
+      for (int64_t c = k; c < d_; ++c) out[j] += static_cast<double>(rows[j][c]) * rows[j][c];
+    }
+  }
+
+  void add(const T* const* rows, const Direction* directions, int count) {
+    int j = 0;
+    for (; j + MAX_GROUP <= count; j += MAX_GROUP) add_rows<MAX_GROUP>(rows + j, directions + j);
+    for (; j < count; ++j) add_rows<1>(rows + j, directions + j);
   }
 
   void add_unusual(int64_t k, double x, double unit) {
@@ -74,20 +75,33 @@ class WideSums {
   // The square of a float32 is exact in float64: abs_max holds squares until the root at the end.
   static constexpr bool exact_squares() { return sizeof(T) == sizeof(float); }
 
-  template <class V, int P>
+  template <int R>
+  void add_rows(const T* const* rows, const Direction* directions) {
+    int64_t k = 0;
+    for (; k + CHUNK <= d_; k += CHUNK) {
+      ask_ahead<R, CHUNK>(rows, ahead_, d_ / 2, k);
+      add_at<R, f64s, PACK>(rows, directions, k);
+    }
+    for (; k < d_; ++k) add_at<R, double, 1>(rows, directions, k);
+  }
+
+  template <int R, class V, int P>
   __attribute__((always_inline)) void add_at(const T* const* rows, const Direction* directions,
-                                             int count, int64_t k, ReadAhead& ahead) {
+                                             int64_t k) {
     constexpr int WIDTH = sizeof(V) / sizeof(double);
     // The sums themselves, not parts of them: nothing to clear and nothing to add in the end.
+    double* const at[4] = {out_.sums + k, out_.sums + d_ + k, out_.sums + 2 * d_ + k,
+                           out_.sums + 3 * d_ + k};
+    double* const largest_at = out_.abs_max + k;
     V sums[4][P], largest[P];
 #pragma GCC unroll 2
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) sums[s][p] = load<V>(out_.sums + s * d_ + k + p * WIDTH);
-      largest[p] = load<V>(out_.abs_max + k + p * WIDTH);
+      for (int s = 0; s < 4; ++s) sums[s][p] = load<V>(at[s] + p * WIDTH);
+      largest[p] = load<V>(largest_at + p * WIDTH);
     }
-    for (int j = 0; j < count; ++j) {
-      if (j % 2 == 0) ahead.next();
+#pragma GCC unroll 4
+    for (int j = 0; j < R; ++j) {
 #pragma GCC unroll 2
       for (int p = 0; p < P; ++p) {
         const V x = load<V>(rows[j] + k + p * WIDTH);
@@ -102,13 +116,14 @@ class WideSums {
 #pragma GCC unroll 2
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) store(out_.sums + s * d_ + k + p * WIDTH, sums[s][p]);
-      store(out_.abs_max + k + p * WIDTH, largest[p]);
+      for (int s = 0; s < 4; ++s) store(at[s] + p * WIDTH, sums[s][p]);
+      store(largest_at + p * WIDTH, largest[p]);
     }
   }
 
   RowMomentsView out_;
   int64_t d_;
+  int64_t ahead_;  // elements to the row that is asked for
 };
 
 }  // namespace
