@@ -45,6 +45,40 @@ def test_threads_share_the_rows_and_give_the_same_bits(dtype, n, d):
         assert all(map(torch.equal, alone.tensors(), shared.tensors()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_parts_and_a_mask(dtype):
+    x = (torch.randn(65_600, 256) + 0.3).to(dtype)
+    mask = torch.rand(len(x)) > 0.3
+    alone = run_isa(x, mask, _native.isa, 1)
+    assert_moments(alone, reference.row_moments(x, mask), dtype)
+    for threads in (3, 7):
+        shared = run_isa(x, mask, _native.isa, threads)
+        assert all(map(torch.equal, alone.tensors(), shared.tensors()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [40, 1100])
+def test_groups_of_any_number_of_rows(dtype, d):
+    """Narrow rows are taken four at a time and wide ones sixteen, some of which do not count."""
+    x = (torch.randn(16, d) + 0.3).to(dtype)
+    for kept in range(17):
+        chosen = torch.randperm(16) < kept
+        spoilt = torch.where(chosen[:, None], x, torch.tensor([torch.nan, 0.0])[kept % 2].to(dtype))
+        for rows, mask in ((x, chosen), (spoilt, None)):
+            expected = reference.row_moments(rows, mask)
+            for isa in AVAILABLE:
+                assert_moments(run_isa(rows, mask, isa), expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["float32", "float16"])
+def test_rows_in_reverse_and_apart_in_memory(dtype):
+    wide = np.random.default_rng(0).standard_normal((50, 80)).astype(dtype)
+    for x in (wide[::-1, 3:60], wide[::3], wide[::-2]):
+        expected = reference.row_moments(torch.tensor(np.ascontiguousarray(x)))
+        for isa in AVAILABLE:
+            assert_moments(run_isa(x, None, isa), expected, torch.from_numpy(wide).dtype)
+
+
 def test_strided_rows_and_masks():
     wide = spoiled(100, 90, torch.float32)
     mask = torch.rand(200) > 0.5
@@ -225,3 +259,20 @@ def test_a_forked_process_sums_the_same():
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
     )
     subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", code], check=True)
+
+
+def test_called_from_within_a_parallel_region():
+    """OpenMP gives a region inside another one thread only: threads of our own take over."""
+    code = (
+        "import ctypes, torch, aniso\n"
+        "torch.set_num_threads(2)\n"
+        "x = torch.randn(5000, 768)\n"
+        "before = aniso.row_moments(x).sums\n"
+        "found = []\n"
+        "@ctypes.CFUNCTYPE(None, ctypes.c_void_p)\n"
+        "def region(_):\n"
+        "    found.append(aniso.row_moments(x).sums)\n"
+        "ctypes.CDLL(None).GOMP_parallel(region, None, 2, 0)\n"
+        "assert len(found) == 2 and all(torch.equal(before, sums) for sums in found)\n"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)

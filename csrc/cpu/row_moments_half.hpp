@@ -1,4 +1,4 @@
-// Sums over rows of half precision (bfloat16, float16): float32 over one group, then float64.
+// Sums over rows of half precision (bfloat16, float16): in float32 first, then in float64.
 //
 // A conversion to float64 costs as much as two additions, so no value meets one by itself: sums run
 // over up to SPAN rows in float32 before they are added in float64. The squared norms, on which all
@@ -25,19 +25,18 @@ class HalfSums {
   static constexpr double MIN_SQUARES = 1e-24;
   static constexpr double MAX_SQUARES = 1e36;
 
-  /// `stride`: elements from a row to its successor in memory. Scratch: ROW_MOMENTS_SCRATCH zeroed
+  /// `ahead`: elements from a row to the one that is asked for. Scratch: ROW_MOMENTS_SCRATCH zeroed
   /// bytes per column.
-  HalfSums(const RowMomentsView& out, int64_t d, int64_t stride, void* scratch)
+  HalfSums(const RowMomentsView& out, int64_t d, int64_t ahead, void* scratch)
       : out_(out),
         d_(d),
-        ahead_(ROWS_AHEAD * stride),
+        ahead_(ahead),
         chunked_(d / CHUNK * CHUNK),
         partial_(static_cast<float*>(scratch)),
         largest_(reinterpret_cast<uint16_t*>(partial_ + 4 * d)) {}
 
-  /// Rows held at once: few (measured: 4 are as fast as 6 and 8), so that they and the partial sums
-  /// stay in the first-level cache; more where the partial sums alone do not fit there and every
-  /// visit to them costs.
+  /// Rows held at once: few, so that they and the partial sums stay in the first-level cache; more
+  /// where the partial sums alone do not fit there and every visit to them costs.
   static int group(int64_t d) { return d <= 1024 ? MIN_GROUP : MAX_GROUP; }
 
   template <int R>
@@ -176,7 +175,7 @@ class HalfSums {
 
   RowMomentsView out_;
   int64_t d_;
-  int64_t ahead_;      // elements to the row that is asked for
+  int64_t ahead_;
   int64_t chunked_;    // columns in whole chunks
   int pending_ = 0;    // rows in the partial sums
   float* partial_;     // per chunk: its part of the four sums

@@ -36,19 +36,21 @@ Extreme measure_extreme(const T* row, int64_t d) {
   return {scale, __builtin_sqrt(squares)};
 }
 
-// How many rows ahead of a group, each in its stream, lines are asked for.
-constexpr int64_t ROWS_AHEAD = 2;
+// Places that memory is read from at the same time.
+constexpr int STREAMS = 4;
 
-/// Asks for lines of the rows to come while a pass takes STEP columns at k of R rows. Each of the
-/// two passes over a group asks for half of a row's lines, from column `first` on, and for the
-/// streams in turn: memory is read evenly throughout.
+/// Asks for lines of the rows to come, `ahead` elements on, while a pass takes STEP columns at k of
+/// R rows. Each of the two passes over a group asks for half of a row's lines, from column `first`
+/// on, and for the rows in turn: memory is read evenly throughout.
 template <int R, int64_t STEP, class T>
 inline void ask_ahead(const T* const* rows, int64_t ahead, int64_t first, int64_t k) {
   constexpr int64_t TWO_LINES = 128 / sizeof(T);  // columns; of them, each pass asks for one line
-  constexpr int64_t EVERY = STEP < TWO_LINES ? TWO_LINES / STEP : 1;
-  for (int64_t j = k / STEP % EVERY; j < R; j += EVERY) {
-    for (int64_t i = 0; i < STEP; i += TWO_LINES)
-      __builtin_prefetch(rows[j] + ahead + first + (k + i) / 2, 0, 2);
+  static_assert(STEP <= TWO_LINES);
+  const int64_t bytes = (ahead + first + k / 2) * static_cast<int64_t>(sizeof(T));
+  for (int64_t j = k / STEP % (TWO_LINES / STEP); j < R; j += TWO_LINES / STEP) {
+    // As a number: the last rows ask for what lies beyond the array.
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(rows[j]) + bytes),
+                       0, 2);
   }
 }
 

@@ -24,9 +24,9 @@ class WideSums {
   static constexpr double MIN_SQUARES = 1e-280;
   static constexpr double MAX_SQUARES = 1e290;
 
-  /// `stride`: elements from a row to its successor in memory.
-  WideSums(const RowMomentsView& out, int64_t d, int64_t stride, void*)
-      : out_(out), d_(d), ahead_(ROWS_AHEAD * stride) {}
+  /// `ahead`: elements from a row to the one that is asked for.
+  WideSums(const RowMomentsView& out, int64_t d, int64_t ahead, void*)
+      : out_(out), d_(d), ahead_(ahead) {}
 
   static int group(int64_t) { return MAX_GROUP; }
 
@@ -123,7 +123,7 @@ class WideSums {
 
   RowMomentsView out_;
   int64_t d_;
-  int64_t ahead_;  // elements to the row that is asked for
+  int64_t ahead_;
 };
 
 }  // namespace
