@@ -11,8 +11,8 @@ namespace aniso::cpu {
 void row_moments(const RowsView& rows, const MaskView& mask, const RowMomentsView& out, int threads,
                  Isa isa);
 
-/// Scratch of a part, in bytes per column, zeroed before and after: four float32 sums and one
-/// half-precision max.
+/// Scratch of a part, in bytes per column, zeroed before and after. Half precision takes it all:
+/// four float32 sums and the largest number.
 constexpr int ROW_MOMENTS_SCRATCH = 18;
 
 /// One serial pass over rows [begin, end) into fresh accumulators.

@@ -11,7 +11,18 @@
 namespace aniso::cpu::ANISO_ISA {
 namespace {
 
-/// Accumulates float32 (exactly squared in float64) or float64 rows.
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef f32s type;
+};
+template <>
+struct VectorOf<double> {
+  typedef f64s type;
+};
+
+/// Accumulates float32 or float64 rows.
 template <class T>
 class WideSums {
  public:
@@ -24,9 +35,14 @@ class WideSums {
   static constexpr double MIN_SQUARES = 1e-280;
   static constexpr double MAX_SQUARES = 1e290;
 
-  /// `ahead`: elements from a row to the one that is asked for.
-  WideSums(const RowMomentsView& out, int64_t d, int64_t ahead, void*)
-      : out_(out), d_(d), ahead_(ahead) {}
+  /// `ahead`: elements from a row to the one that is asked for. Scratch: ROW_MOMENTS_SCRATCH zeroed
+  /// bytes per column.
+  WideSums(const RowMomentsView& out, int64_t d, int64_t ahead, void* scratch)
+      : out_(out),
+        d_(d),
+        ahead_(ahead),
+        chunked_(d / CHUNK * CHUNK),
+        largest_(static_cast<T*>(scratch)) {}
 
   static int group(int64_t) { return MAX_GROUP; }
 
@@ -63,67 +79,80 @@ class WideSums {
     out_.sums[d_ + k] += unit;
     out_.sums[2 * d_ + k] += x * x;
     out_.sums[3 * d_ + k] += unit * unit;
-    out_.abs_max[k] = max_of(out_.abs_max[k], exact_squares() ? x * x : __builtin_fabs(x));
+    out_.abs_max[k] = max_of(out_.abs_max[k], __builtin_fabs(x));
   }
 
   void finish() {
-    if (!exact_squares()) return;
-    for (int64_t k = 0; k < d_; ++k) out_.abs_max[k] = __builtin_sqrt(out_.abs_max[k]);
+    for (int64_t k = 0; k < chunked_; ++k) {
+      out_.abs_max[k] = max_of(out_.abs_max[k], static_cast<double>(largest_[k]));
+      largest_[k] = 0;
+    }
   }
 
  private:
-  // The square of a float32 is exact in float64: abs_max holds squares until the root at the end.
-  static constexpr bool exact_squares() { return sizeof(T) == sizeof(float); }
+  // A conversion to float64 costs as much as two additions: the largest are found without it.
+  typedef typename VectorOf<T>::type Vector;
+  static constexpr int64_t VECTOR = sizeof(Vector) / sizeof(T);  // columns
+  static constexpr int VECTORS = CHUNK / VECTOR;
 
   template <int R>
   void add_rows(const T* const* rows, const Direction* directions) {
-    int64_t k = 0;
-    for (; k + CHUNK <= d_; k += CHUNK) {
+    for (int64_t k = 0; k < chunked_; k += CHUNK) {
       ask_ahead<R, CHUNK>(rows, ahead_, d_ / 2, k);
-      add_at<R, f64s, PACK>(rows, directions, k);
+      add_chunk<R>(rows, directions, k);
     }
-    for (; k < d_; ++k) add_at<R, double, 1>(rows, directions, k);
+    for (int64_t k = chunked_; k < d_; ++k) {
+      for (int j = 0; j < R; ++j) {
+        add_unusual(k, rows[j][k], rows[j][k] * directions[j].inverse);
+      }
+    }
   }
 
-  template <int R, class V, int P>
-  __attribute__((always_inline)) void add_at(const T* const* rows, const Direction* directions,
-                                             int64_t k) {
-    constexpr int WIDTH = sizeof(V) / sizeof(double);
+  template <int R>
+  __attribute__((always_inline)) void add_chunk(const T* const* rows, const Direction* directions,
+                                                int64_t k) {
     // The sums themselves, not parts of them: nothing to clear and nothing to add in the end.
     double* const at[4] = {out_.sums + k, out_.sums + d_ + k, out_.sums + 2 * d_ + k,
                            out_.sums + 3 * d_ + k};
-    double* const largest_at = out_.abs_max + k;
-    V sums[4][P], largest[P];
-#pragma GCC unroll 2
-    for (int p = 0; p < P; ++p) {
+    T* const largest_at = largest_ + k;
+    f64s sums[4][PACK];
+    Vector largest[VECTORS];
 #pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) sums[s][p] = load<V>(at[s] + p * WIDTH);
-      largest[p] = load<V>(largest_at + p * WIDTH);
+    for (int s = 0; s < 4; ++s) {
+#pragma GCC unroll 2
+      for (int p = 0; p < PACK; ++p) sums[s][p] = load<f64s>(at[s] + p * LANES);
     }
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; ++v) largest[v] = load_as<Vector>(largest_at + v * VECTOR);
 #pragma GCC unroll 4
     for (int j = 0; j < R; ++j) {
 #pragma GCC unroll 2
-      for (int p = 0; p < P; ++p) {
-        const V x = load<V>(rows[j] + k + p * WIDTH);
-        const V square = x * x;
+      for (int v = 0; v < VECTORS; ++v)
+        largest[v] = max_abs(largest[v], load_as<Vector>(rows[j] + k + v * VECTOR));
+#pragma GCC unroll 2
+      for (int p = 0; p < PACK; ++p) {
+        const f64s x = load<f64s>(rows[j] + k + p * LANES);
+        const f64s square = x * x;
         sums[0][p] += x;
         sums[1][p] += x * directions[j].inverse;
         sums[2][p] += square;
         sums[3][p] += square * directions[j].inverse2;
-        largest[p] = max_of(largest[p], exact_squares() ? square : max_of(x, -x));
       }
     }
-#pragma GCC unroll 2
-    for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) store(at[s] + p * WIDTH, sums[s][p]);
-      store(largest_at + p * WIDTH, largest[p]);
+    for (int s = 0; s < 4; ++s) {
+#pragma GCC unroll 2
+      for (int p = 0; p < PACK; ++p) store(at[s] + p * LANES, sums[s][p]);
     }
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; ++v) store(largest_at + v * VECTOR, largest[v]);
   }
 
   RowMomentsView out_;
   int64_t d_;
   int64_t ahead_;
+  int64_t chunked_;  // columns in whole chunks
+  T* largest_;       // max |x_k|
 };
 
 }  // namespace

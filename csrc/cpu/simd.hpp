@@ -170,6 +170,22 @@ inline V max_of(V a, V b) {
   return a > b ? a : b;
 }
 
+/// max(a, |b|), where a is not negative.
+inline f32s max_abs(f32s a, f32s b) {
+#if defined(__AVX512DQ__)
+  return _mm512_range_ps(a, b, 0b1011);
+#else
+  return max_of(a, as_floats(load_as<u32s>(&b) & 0x7fffffffu));
+#endif
+}
+inline f64s max_abs(f64s a, f64s b) {
+#if defined(__AVX512DQ__)
+  return _mm512_range_pd(a, b, 0b1011);
+#else
+  return max_of(a, max_of(b, -b));
+#endif
+}
+
 inline double sum_lanes(f64s v) {
   double values[LANES];
   store(values, v);
