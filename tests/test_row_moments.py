@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from rows import DTYPES, SIZES, assert_moments, spoiled
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import aniso
 from aniso import _native, reference
@@ -17,8 +18,8 @@ ISAS = ["baseline", "avx2", "avx512"]
 AVAILABLE = ISAS[: ISAS.index(_native.isa) + 1]
 
 
-def run_isa(x, mask, isa, threads=1):
-    moments = RowMoments.zeros(x.shape[1])
+def run_isa(x, mask, isa, threads=1, d=None):
+    moments = RowMoments.zeros(d or x.shape[1])
     _native.row_moments_cpu(x, mask, *moments.tensors(), threads=threads, isa=isa)
     return moments
 
@@ -166,6 +167,34 @@ def test_native_reads_readonly_numpy_through_dlpack():
     moments = RowMoments.zeros(20)
     _native.row_moments_cpu(x, None, *moments.tensors(), threads=1, isa="baseline")
     assert_moments(moments, reference.row_moments(torch.tensor(x)))
+
+
+class Behind:
+    """An array that tells of itself through __dlpack__ alone."""
+
+    def __init__(self, array):
+        self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
+
+
+class BehindAndNoCapsule(Behind):
+    __dlpack_c_exchange_api__ = None
+
+
+@pytest.mark.parametrize("kind", [Behind, BehindAndNoCapsule])
+def test_native_asks_dlpack_where_there_is_no_faster_way(kind):
+    x = torch.randn(6, 20)
+    expected = run_isa(x, None, _native.isa)
+    found = run_isa(kind(x), None, _native.isa, d=20)
+    assert all(map(torch.equal, found.tensors(), expected.tensors()))
+
+
+def test_native_refuses_tensors_without_memory():
+    with FakeTensorMode():
+        fake = torch.empty(3, 4)
+    with pytest.raises(ValueError, match="x has no numbers in memory"):
+        run_isa(fake, None, _native.isa)
+    with pytest.raises(BufferError, match="layout"):
+        run_isa(torch.eye(4).to_sparse(), None, _native.isa)
 
 
 @pytest.mark.parametrize(

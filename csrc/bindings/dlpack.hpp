@@ -38,4 +38,16 @@ struct ManagedVersioned {  // capsule "dltensor_versioned"
   Tensor tensor;
 };
 
+/// Functions of a library of arrays, capsule "dlpack_exchange_api" of a type's attribute
+/// __dlpack_c_exchange_api__ (since DLPack 1.3).
+struct ExchangeApi {
+  uint32_t major;
+  uint32_t minor;
+  void* previous;
+  void (*unused[3])();
+  /// Fills in what the object still owns, without waiting for its stream; not 0 and a Python error
+  /// where it cannot be said. May be null.
+  int (*borrow)(void* object, Tensor* out);
+};
+
 }  // namespace aniso::dlpack

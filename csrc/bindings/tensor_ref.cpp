@@ -3,6 +3,26 @@
 namespace aniso {
 namespace {
 
+/// Whether the array's type told of the array by a C function, a hundredth of the time that
+/// __dlpack__ takes.
+bool borrow(const py::object& array, dlpack::Tensor& tensor) {
+  static PyObject* const attribute = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
+  PyObject* const found =
+      PyObject_GetAttr(reinterpret_cast<PyObject*>(Py_TYPE(array.ptr())), attribute);
+  if (found == nullptr) {
+    PyErr_Clear();
+    return false;
+  }
+  const py::object capsule = py::reinterpret_steal<py::object>(found);
+  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return false;
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(
+      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api->major != 1 || api->borrow == nullptr) return false;
+  if (api->borrow(array.ptr(), &tensor) == 0) return true;
+  PyErr_Clear();  // __dlpack__ says it in one sentence
+  return false;
+}
+
 /// The array's capsule; asks for the versioned form first (read-only arrays exist only there).
 py::object request_capsule(const py::object& array, const char* name) {
   if (!py::hasattr(array, "__dlpack__")) {
@@ -26,24 +46,31 @@ py::object request_capsule(const py::object& array, const char* name) {
 
 }  // namespace
 
-TensorRef::TensorRef(const py::object& array, const char* name)
-    : name_(name), capsule_(request_capsule(array, name)) {
-  // The capsule keeps its name: its own destructor frees the tensor when capsule_ goes.
+TensorRef::TensorRef(const py::object& array, const char* name) : name_(name) {
+  if (!borrow(array, tensor_)) open_capsule(array);
+  const int32_t device = tensor_.device_type;
+  if (device != dlpack::kCPU && device != dlpack::kCUDA && device != dlpack::kCUDAHost) {
+    refuse("lies on a device this build has no kernels for; move it to CPU or CUDA");
+  }
+  if (tensor_.data == nullptr && count() > 0) {
+    refuse("has no numbers in memory; pass a real tensor");
+  }
+}
+
+void TensorRef::open_capsule(const py::object& array) {
+  capsule_ = request_capsule(array, name_);
+  // It keeps its name: its own destructor frees the tensor when capsule_ goes.
   if (PyCapsule_IsValid(capsule_.ptr(), "dltensor_versioned")) {
     auto* managed = static_cast<dlpack::ManagedVersioned*>(
         PyCapsule_GetPointer(capsule_.ptr(), "dltensor_versioned"));
     if (managed->major != 1) refuse("comes in an unknown DLPack version");
-    tensor_ = &managed->tensor;
+    tensor_ = managed->tensor;
     read_only_ = (managed->flags & dlpack::kReadOnly) != 0;
   } else if (PyCapsule_IsValid(capsule_.ptr(), "dltensor")) {
     tensor_ =
-        &static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"))->tensor;
+        static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"))->tensor;
   } else {
     refuse("gave no DLPack capsule");
-  }
-  const int32_t device = tensor_->device_type;
-  if (device != dlpack::kCPU && device != dlpack::kCUDA && device != dlpack::kCUDAHost) {
-    refuse("lies on a device this build has no kernels for; move it to CPU or CUDA");
   }
 }
 
@@ -52,60 +79,64 @@ void TensorRef::refuse(const std::string& what) const {
 }
 
 int64_t TensorRef::stride(int axis) const {
-  if (tensor_->strides != nullptr) return tensor_->strides[axis];
+  if (tensor_.strides != nullptr) return tensor_.strides[axis];
   int64_t step = 1;
-  for (int i = tensor_->ndim - 1; i > axis; --i) step *= tensor_->shape[i];
+  for (int i = tensor_.ndim - 1; i > axis; --i) step *= tensor_.shape[i];
   return step;
 }
 
 bool TensorRef::contiguous() const {
   int64_t step = 1;
-  for (int i = tensor_->ndim - 1; i >= 0; --i) {
-    if (tensor_->shape[i] > 1 && stride(i) != step) return false;
-    step *= tensor_->shape[i];
+  for (int i = tensor_.ndim - 1; i >= 0; --i) {
+    if (tensor_.shape[i] > 1 && stride(i) != step) return false;
+    step *= tensor_.shape[i];
   }
   return true;
 }
 
-int64_t TensorRef::bytes() const {
-  if (!contiguous()) refuse("must be contiguous");
-  int64_t total = tensor_->bits / 8;
-  for (int i = 0; i < tensor_->ndim; ++i) total *= tensor_->shape[i];
+int64_t TensorRef::count() const {
+  int64_t total = 1;
+  for (int i = 0; i < tensor_.ndim; ++i) total *= tensor_.shape[i];
   return total;
 }
 
+int64_t TensorRef::bytes() const {
+  if (!contiguous()) refuse("must be contiguous");
+  return count() * (tensor_.bits / 8);
+}
+
 DType TensorRef::dtype() const {
-  if (tensor_->code == dlpack::kBfloat && tensor_->bits == 16) return DType::bf16;
-  if (tensor_->code == dlpack::kFloat && tensor_->bits == 16) return DType::f16;
-  if (tensor_->code == dlpack::kFloat && tensor_->bits == 32) return DType::f32;
-  if (tensor_->code == dlpack::kFloat && tensor_->bits == 64) return DType::f64;
+  if (tensor_.code == dlpack::kBfloat && tensor_.bits == 16) return DType::bf16;
+  if (tensor_.code == dlpack::kFloat && tensor_.bits == 16) return DType::f16;
+  if (tensor_.code == dlpack::kFloat && tensor_.bits == 32) return DType::f32;
+  if (tensor_.code == dlpack::kFloat && tensor_.bits == 64) return DType::f64;
   refuse("must be float64, float32, float16 or bfloat16");
 }
 
 RowsView TensorRef::rows() const {
-  if (tensor_->ndim != 2) {
-    refuse("has " + std::to_string(tensor_->ndim) + " dimensions; rows are [n, d]");
+  if (tensor_.ndim != 2) {
+    refuse("has " + std::to_string(tensor_.ndim) + " dimensions; rows are [n, d]");
   }
   if (size(1) > 1 && stride(1) != 1) refuse("must have its columns side by side");
   return {data(), dtype(), size(0), size(1), stride(0)};
 }
 
 MatricesView TensorRef::matrices() const {
-  if (tensor_->ndim != 3) {
-    refuse("has " + std::to_string(tensor_->ndim) + " dimensions; matrices are [b, m, n]");
+  if (tensor_.ndim != 3) {
+    refuse("has " + std::to_string(tensor_.ndim) + " dimensions; matrices are [b, m, n]");
   }
   return {data(), dtype(), size(0), size(1), size(2), stride(0), stride(1), stride(2)};
 }
 
 MaskView TensorRef::mask(int64_t n) const {
-  if (tensor_->code != dlpack::kBool || tensor_->bits != 8 || tensor_->ndim != 1 || size(0) != n) {
+  if (tensor_.code != dlpack::kBool || tensor_.bits != 8 || tensor_.ndim != 1 || size(0) != n) {
     refuse("must be a bool per row: [" + std::to_string(n) + "]");
   }
   return {reinterpret_cast<const uint8_t*>(data()), stride(0)};
 }
 
 const int64_t* TensorRef::indices() const {
-  if (tensor_->code != dlpack::kInt || tensor_->bits != 64 || tensor_->ndim != 1 || !contiguous()) {
+  if (tensor_.code != dlpack::kInt || tensor_.bits != 64 || tensor_.ndim != 1 || !contiguous()) {
     refuse("must be int64 values side by side");
   }
   return reinterpret_cast<const int64_t*>(data());
@@ -113,7 +144,7 @@ const int64_t* TensorRef::indices() const {
 
 void* TensorRef::accumulator(int64_t count, uint8_t code, int bits) const {
   const bool fits =
-      tensor_->code == code && tensor_->bits == bits && contiguous() && bytes() == count * bits / 8;
+      tensor_.code == code && tensor_.bits == bits && contiguous() && bytes() == count * bits / 8;
   if (!fits || read_only_) {
     refuse("must be a writable, contiguous accumulator of " + std::to_string(count) + " " +
            (code == dlpack::kFloat ? "float" : "int") + std::to_string(bits) + " values");

@@ -15,17 +15,17 @@ namespace aniso {
 
 namespace py = pybind11;
 
-/// A tensor borrowed through DLPack for the duration of a call.
+/// A tensor borrowed through DLPack for the duration of a call, whose argument keeps it alive.
 class TensorRef {
  public:
   /// `name` is the argument's name, for error sentences.
   TensorRef(const py::object& array, const char* name);
 
-  bool on_cuda() const { return tensor_->device_type == dlpack::kCUDA; }
-  int device_id() const { return tensor_->device_id; }
-  int64_t size(int axis) const { return tensor_->shape[axis]; }
+  bool on_cuda() const { return tensor_.device_type == dlpack::kCUDA; }
+  int device_id() const { return tensor_.device_id; }
+  int64_t size(int axis) const { return tensor_.shape[axis]; }
   int64_t bytes() const;
-  char* data() const { return static_cast<char*>(tensor_->data) + tensor_->byte_offset; }
+  char* data() const { return static_cast<char*>(tensor_.data) + tensor_.byte_offset; }
 
   /// As rows [n, d]: two dimensions, a floating dtype, columns side by side.
   RowsView rows() const;
@@ -43,15 +43,17 @@ class TensorRef {
   int8_t* bytes_of(int64_t count) const;
 
  private:
+  void open_capsule(const py::object& array);
   int64_t stride(int axis) const;
+  int64_t count() const;
   bool contiguous() const;
   DType dtype() const;
   void* accumulator(int64_t count, uint8_t code, int bits) const;
   [[noreturn]] void refuse(const std::string& what) const;
 
   const char* name_;
-  py::object capsule_;  // owns the memory until this object dies
-  const dlpack::Tensor* tensor_ = nullptr;
+  py::object capsule_;  // owns what tensor_ points to, where the array does not
+  dlpack::Tensor tensor_{};
   bool read_only_ = false;
 };
 
