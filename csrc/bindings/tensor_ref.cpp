@@ -3,8 +3,8 @@
 namespace aniso {
 namespace {
 
-/// Whether the array's type told of the array by a C function, a hundredth of the time that
-/// __dlpack__ takes.
+/// Whether the array's type told of the array by a C function (measured: a call with seven tensors
+/// takes 7 us, and 45 by way of __dlpack__).
 bool borrow(const py::object& array, dlpack::Tensor& tensor) {
   static PyObject* const attribute = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
   PyObject* const found =

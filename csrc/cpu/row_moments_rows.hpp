@@ -36,7 +36,7 @@ Extreme measure_extreme(const T* row, int64_t d) {
   return {scale, __builtin_sqrt(squares)};
 }
 
-// Places that memory is read from at the same time.
+// Places that memory is read from at the same time; as many rows are worked on side by side.
 constexpr int STREAMS = 4;
 
 /// Asks for lines of the rows to come, `ahead` elements on, while a pass takes STEP columns at k of

@@ -30,7 +30,7 @@ class WideSums {
   static constexpr int PACK = 2;
   static constexpr int64_t CHUNK = PACK * LANES;  // columns at once
   // Rows held at once (measured: 8 and 16 are no faster).
-  static constexpr int MAX_GROUP = 4;
+  static constexpr int MAX_GROUP = STREAMS;
   // Squares of float64 values may over- or underflow outside; those of float32 cannot.
   static constexpr double MIN_SQUARES = 1e-280;
   static constexpr double MAX_SQUARES = 1e290;
@@ -49,8 +49,7 @@ class WideSums {
   template <int R>
   void squares(const T* const* rows, double* out) const {
     f64s acc[R][PACK] = {};
-    int64_t k = 0;
-    for (; k + CHUNK <= d_; k += CHUNK) {
+    for (int64_t k = 0; k < chunked_; k += CHUNK) {
       ask_ahead<R, CHUNK>(rows, ahead_, 0, k);
 #pragma GCC unroll 4
       for (int j = 0; j < R; ++j) {
@@ -62,10 +61,7 @@ class WideSums {
       }
     }
 #pragma GCC unroll 4
-    for (int j = 0; j < R; ++j) {
-      out[j] = sum_lanes(acc[j][0] + acc[j][1]);
-      for (int64_t c = k; c < d_; ++c) out[j] += static_cast<double>(rows[j][c]) * rows[j][c];
-    }
+    for (int j = 0; j < R; ++j) out[j] = sum_lanes(acc[j][0] + acc[j][1]);
   }
 
   void add(const T* const* rows, const Direction* directions, int count) {
@@ -74,7 +70,7 @@ class WideSums {
     for (; j < count; ++j) add_rows<1>(rows + j, directions + j);
   }
 
-  void add_unusual(int64_t k, double x, double unit) {
+  void add_one(int64_t k, double x, double unit) {
     out_.sums[k] += x;
     out_.sums[d_ + k] += unit;
     out_.sums[2 * d_ + k] += x * x;
@@ -100,11 +96,6 @@ class WideSums {
     for (int64_t k = 0; k < chunked_; k += CHUNK) {
       ask_ahead<R, CHUNK>(rows, ahead_, d_ / 2, k);
       add_chunk<R>(rows, directions, k);
-    }
-    for (int64_t k = chunked_; k < d_; ++k) {
-      for (int j = 0; j < R; ++j) {
-        add_unusual(k, rows[j][k], rows[j][k] * directions[j].inverse);
-      }
     }
   }
 
