@@ -53,7 +53,21 @@ constexpr int WEIGHTS = S == 3 ? 4 : S;
 template <int S>
 using TileSums = int32_t[WEIGHTS<S>][256];
 
-#define LOAD(tile, panel, digit) _tile_loadd(tile, panel + (digit) * TILE_BYTES, 64)
+/// What comes after a tile operation, unless the code around it has a gap() of its own, with other
+/// work in it. Six operations are issued in a cycle; where another thread runs on the same core,
+/// tile operations issued in one cycle take half as long again (measured: products, loads and both,
+/// on Sapphire Rapids; alone on the core they take no longer for the gap).
+inline void gap() { __asm__ volatile(".rept 8\n\tnop\n\t.endr"); }
+
+#define TILE_OPERATION(...) \
+  do {                      \
+    __VA_ARGS__;            \
+    gap();                  \
+  } while (false)
+#define LOAD_FROM(tile, at) TILE_OPERATION(_tile_loadd(tile, at, 64))
+#define LOAD(tile, panel, digit) LOAD_FROM(tile, panel + (digit) * TILE_BYTES)
+#define MULTIPLY(sum, a, b) TILE_OPERATION(_tile_dpbssd(sum, a, b))
+#define MULTIPLY_BF16(sum, a, b) TILE_OPERATION(_tile_dpbf16ps(sum, a, b))
 
 /// See add_products. Of the orders in which no sum waits for the product before the last one, this
 /// one loads least: 12 tiles for 15 products.
@@ -68,33 +82,33 @@ void add_five(const int8_t* a, const int8_t* b, int64_t steps, TileSums<5>& sums
   for (int64_t step = 0; step < steps; ++step) {
     LOAD(6, a, 0);
     LOAD(7, b, 3);
-    _tile_dpbssd(3, 6, 7);
+    MULTIPLY(3, 6, 7);
     LOAD(5, a, 1);
-    _tile_dpbssd(4, 5, 7);
+    MULTIPLY(4, 5, 7);
     LOAD(7, b, 1);
-    _tile_dpbssd(2, 5, 7);
+    MULTIPLY(2, 5, 7);
     LOAD(5, a, 2);
-    _tile_dpbssd(3, 5, 7);
+    MULTIPLY(3, 5, 7);
     LOAD(5, a, 3);
-    _tile_dpbssd(4, 5, 7);
+    MULTIPLY(4, 5, 7);
     between();
-    _tile_dpbssd(1, 6, 7);
+    MULTIPLY(1, 6, 7);
     LOAD(7, b, 0);
-    _tile_dpbssd(3, 5, 7);
+    MULTIPLY(3, 5, 7);
     LOAD(5, b, 4);
-    _tile_dpbssd(4, 6, 5);
-    _tile_dpbssd(0, 6, 7);
+    MULTIPLY(4, 6, 5);
+    MULTIPLY(0, 6, 7);
     LOAD(5, b, 2);
-    _tile_dpbssd(2, 6, 5);
+    MULTIPLY(2, 6, 5);
     between();
     LOAD(6, a, 4);
-    _tile_dpbssd(4, 6, 7);
+    MULTIPLY(4, 6, 7);
     LOAD(6, a, 1);
-    _tile_dpbssd(3, 6, 5);
-    _tile_dpbssd(1, 6, 7);
+    MULTIPLY(3, 6, 5);
+    MULTIPLY(1, 6, 7);
     LOAD(6, a, 2);
-    _tile_dpbssd(4, 6, 5);
-    _tile_dpbssd(2, 6, 7);
+    MULTIPLY(4, 6, 5);
+    MULTIPLY(2, 6, 7);
     between();
     a += S * TILE_BYTES;
     b += S * TILE_BYTES;
@@ -106,8 +120,31 @@ void add_five(const int8_t* a, const int8_t* b, int64_t steps, TileSums<5>& sums
   _tile_stored(4, sums[4], 64);
 }
 
-/// See add_products. Without LAST the products of weight 3 are left out, and sums[3] is not set.
+/// The products of one step of three digits, in tiles 0 to 3 by weight; without LAST those of
+/// weight 3 are left out. between(k, count) comes after the k-th of `count` tile operations.
 template <bool LAST, class Between>
+inline __attribute__((always_inline)) void add_step_of_three(const int8_t* a, const int8_t* b,
+                                                             Between between) {
+  int operation = 0;
+  const auto gap = [&]() __attribute__((always_inline)) { between(operation++, LAST ? 14 : 12); };
+  LOAD(7, a, 1);
+  LOAD(6, b, 1);
+  MULTIPLY(2, 7, 6);
+  LOAD(5, b, 0);
+  MULTIPLY(1, 7, 5);
+  LOAD(4, a, 2);
+  MULTIPLY(2, 4, 5);
+  if constexpr (LAST) MULTIPLY(3, 4, 6);
+  LOAD(4, a, 0);
+  MULTIPLY(0, 4, 5);
+  MULTIPLY(1, 4, 6);
+  LOAD(5, b, 2);
+  MULTIPLY(2, 4, 5);
+  if constexpr (LAST) MULTIPLY(3, 7, 5);
+}
+
+/// See add_products.
+template <class Between>
 void add_three(const int8_t* a, const int8_t* b, int64_t steps, TileSums<3>& sums,
                Between between) {
   constexpr int64_t S = 3;
@@ -115,38 +152,18 @@ void add_three(const int8_t* a, const int8_t* b, int64_t steps, TileSums<3>& sum
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  _tile_zero(4);
   for (int64_t step = 0; step < steps; ++step) {
-    LOAD(6, a, 1);
-    if constexpr (LAST) {
-      LOAD(7, b, 2);
-      _tile_dpbssd(3, 6, 7);
-    }
-    LOAD(5, b, 1);
-    _tile_dpbssd(4, 6, 5);
-    LOAD(7, b, 0);
-    _tile_dpbssd(1, 6, 7);
-    between();
-    LOAD(6, a, 2);
-    _tile_dpbssd(2, 6, 7);
-    if constexpr (LAST) _tile_dpbssd(3, 6, 5);
-    between();
-    LOAD(6, a, 0);
-    _tile_dpbssd(0, 6, 7);
-    _tile_dpbssd(1, 6, 5);
-    LOAD(7, b, 2);
-    _tile_dpbssd(2, 6, 7);
-    between();
+    add_step_of_three<true>(a, b, [&](int operation, int) {
+      gap();
+      if (operation % 4 == 3) between();
+    });
     a += S * TILE_BYTES;
     b += S * TILE_BYTES;
   }
-  alignas(64) int32_t more[256];
   _tile_stored(0, sums[0], 64);
   _tile_stored(1, sums[1], 64);
   _tile_stored(2, sums[2], 64);
-  if constexpr (LAST) _tile_stored(3, sums[3], 64);
-  _tile_stored(4, more, 64);
-  for (int i = 0; i < 256; ++i) sums[2][i] += more[i];
+  _tile_stored(3, sums[3], 64);
 }
 
 /// Adds the products of the digits of two panels over all steps; calls between() three times a
@@ -157,7 +174,7 @@ void add_products(const int8_t* a, const int8_t* b, int64_t steps, TileSums<S>& 
   if constexpr (S == 5) {
     add_five(a, b, steps, sums, between);
   } else {
-    add_three<true>(a, b, steps, sums, between);
+    add_three(a, b, steps, sums, between);
   }
 }
 

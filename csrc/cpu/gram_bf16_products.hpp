@@ -234,12 +234,12 @@ class Bf16Products {
     LOAD(5, a, BF16_STEPS);
     for (int64_t k = 0; k < steps; ++k) {
       if (k + 1 < steps) a += TILE_BYTES, b += BF16_PARTS * TILE_BYTES;
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(2, 4, 7);
+      MULTIPLY_BF16(0, 4, 6);
+      MULTIPLY_BF16(2, 4, 7);
       LOAD(4, a, 0);
-      _tile_dpbf16ps(1, 5, 6);
+      MULTIPLY_BF16(1, 5, 6);
       LOAD(6, b, 0);
-      _tile_dpbf16ps(3, 5, 7);
+      MULTIPLY_BF16(3, 5, 7);
       LOAD(7, b, other);
       LOAD(5, a, BF16_STEPS);
       between(k);
@@ -265,16 +265,16 @@ class Bf16Products {
       if constexpr (SQUARES) LOAD(6, b, 0);
       LOAD(7, b, 1);
       if constexpr (SQUARES) {
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 5, 6);
+        MULTIPLY_BF16(0, 4, 6);
+        MULTIPLY_BF16(1, 5, 6);
       }
       if constexpr (PARTS > 1) LOAD(6, b, 2);
-      _tile_dpbf16ps(2, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
+      MULTIPLY_BF16(2, 4, 7);
+      MULTIPLY_BF16(3, 5, 7);
       between(k);
       if constexpr (PARTS > 1) {
-        _tile_dpbf16ps(2, 4, 6);
-        _tile_dpbf16ps(3, 5, 6);
+        MULTIPLY_BF16(2, 4, 6);
+        MULTIPLY_BF16(3, 5, 6);
       }
       a += TILE_BYTES;
       b += BF16_PARTS * TILE_BYTES;

@@ -86,18 +86,41 @@ struct Packing {
     return digits;
   }
 
-  /// Products of a panel and a panel of partners; calls between() STOPS times a step.
-  static constexpr int64_t STOPS = 3;
-  template <class Between>
-  static void multiply(const int8_t* a, const int8_t* b, int64_t, int64_t steps, float rest,
-                       Sums (&sums)[1], Between between) {
+  /// Products of a panel and a panel of partners. step(run) is called for every step: it calls
+  /// run(between), and between(k, count) comes after the k-th of `count` tile operations. Back and
+  /// forth in turn, the tiles met last are still near for the next panel of partners.
+  template <class Step>
+  static inline __attribute__((always_inline)) void multiply(const int8_t* a, const int8_t* b,
+                                                             int64_t, int64_t steps, float rest,
+                                                             bool back, Sums (&sums)[1],
+                                                             Step step) {
     if (rest <= MOST_WITH_SIX) {
-      add_three<false>(a, b, steps, sums[0], between);
+      add<false>(a, b, steps, back, sums[0], step);
     } else {
-      add_three<true>(a, b, steps, sums[0], between);
+      add<true>(a, b, steps, back, sums[0], step);
       move_up(sums[0][3], DIGIT_BITS, sums[0][2]);
       if (rest > MOST_WITH_EIGHT) add_last(a, b, steps, sums[0]);
     }
+  }
+
+  template <bool LAST, class Step>
+  static inline __attribute__((always_inline)) void add(const int8_t* a, const int8_t* b,
+                                                        int64_t steps, bool back, Sums& sums,
+                                                        Step step) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    if constexpr (LAST) _tile_zero(3);
+    for (int64_t k = 0; k < steps; ++k) {
+      step([&](auto between) __attribute__((always_inline)) {
+        const int64_t at = (back ? steps - 1 - k : k) * STEP_BYTES;
+        add_step_of_three<LAST>(a + at, b + at, between);
+      });
+    }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    if constexpr (LAST) _tile_stored(3, sums[3], 64);
   }
 
   /// Adds sums of a lighter weight, in units of a heavier one: all of a row stays within 32 bits.
@@ -111,7 +134,7 @@ struct Packing {
     for (int64_t step = 0; step < steps; ++step) {
       LOAD(6, a + step * STEP_BYTES, 2);
       LOAD(7, b + step * STEP_BYTES, 2);
-      _tile_dpbssd(0, 6, 7);
+      MULTIPLY(0, 6, 7);
     }
     _tile_stored(0, sums[3], 64);
     move_up(sums[3], 2 * DIGIT_BITS, sums[2]);
@@ -147,37 +170,42 @@ struct Packing<bf16> {
     return {static_cast<float>(__builtin_scalbn(direction.inverse, exponent)), 0.0f};
   }
 
-  /// Products of two panels and two panels of partners; calls between() STOPS times a step.
-  static constexpr int64_t STOPS = 2;
-  template <class Between>
-  static void multiply(const int8_t* a, const int8_t* b, int64_t panel, int64_t steps, float,
-                       Sums (&sums)[4], Between between) {
+  /// Products of two panels and two panels of partners: see above.
+  template <class Step>
+  static inline __attribute__((always_inline)) void multiply(const int8_t* a, const int8_t* b,
+                                                             int64_t panel, int64_t steps, float,
+                                                             bool back, Sums (&sums)[4],
+                                                             Step step) {
     for (int64_t first = 0; first < steps; first += PART) {
-      const int64_t end = (steps < first + PART ? steps : first + PART) * TILE_BYTES;
+      const int64_t count = steps - first < PART ? steps - first : PART;
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
-      int64_t at = first * TILE_BYTES;
-      _tile_loadd(4, a + at, 64);
-      _tile_loadd(6, b + at, 64);
-      _tile_loadd(7, b + at + panel, 64);
-      _tile_loadd(5, a + at + panel, 64);
-      while (at < end) {
-        // Those of the next step are loaded in this one: where another processor shares the matrix
-        // unit, a product waits long for a tile just asked for.
-        at += TILE_BYTES;
-        const int64_t next = at < end ? at : at - TILE_BYTES;
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(4, a + next, 64);
-        between();
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_loadd(6, b + next, 64);
-        _tile_dpbf16ps(3, 5, 7);
-        _tile_loadd(7, b + next + panel, 64);
-        _tile_loadd(5, a + next + panel, 64);
-        between();
+      const auto at_step = [&](int64_t k) {
+        return (first + (back ? count - 1 - k : k)) * TILE_BYTES;
+      };
+      const int64_t at = at_step(0);
+      LOAD_FROM(4, a + at);
+      LOAD_FROM(6, b + at);
+      LOAD_FROM(7, b + at + panel);
+      LOAD_FROM(5, a + at + panel);
+      for (int64_t k = 1; k <= count; ++k) {
+        // Those of the next step are loaded in this one: where another thread runs on the core, a
+        // product waits long for a tile just asked for.
+        const int64_t next = at_step(k < count ? k : k - 1);
+        step([&](auto between) __attribute__((always_inline)) {
+          int operation = 0;
+          const auto gap = [&]() __attribute__((always_inline)) { between(operation++, 8); };
+          MULTIPLY_BF16(0, 4, 6);
+          MULTIPLY_BF16(1, 4, 7);
+          LOAD_FROM(4, a + next);
+          MULTIPLY_BF16(2, 5, 6);
+          LOAD_FROM(6, b + next);
+          MULTIPLY_BF16(3, 5, 7);
+          LOAD_FROM(7, b + next + panel);
+          LOAD_FROM(5, a + next + panel);
+        });
       }
       if (first == 0) {
         store(sums);
@@ -227,26 +255,30 @@ class Counter {
     copies_ = _mm512_load_si512(copies);
   }
 
-  /// Counts cosines: all of them, or those whose bit in `kept` is set. Rounding may have carried
-  /// them a little beyond 1.
-  template <bool ALL>
-  void add(__m512 cosine, __mmask16 kept) {
-    least_ = _mm512_mask_min_ps(least_, ALL ? 0xffff : kept, least_, cosine);
-    largest_ = _mm512_mask_max_ps(largest_, ALL ? 0xffff : kept, largest_, cosine);
+  /// The counters of cosines: all of them, or those whose bit in `kept` is set. Rounding may have
+  /// carried them a little beyond 1.
+  void place(__m512 cosine, bool all, __mmask16 kept, uint64_t (&at)[8]) {
     // Bin k is counter k + 1.
     __m512i bin = _mm512_cvttps_epi32(_mm512_fmadd_ps(cosine, per_unit_, start_));
     bin = _mm512_min_epi32(_mm512_max_epi32(bin, _mm512_set1_epi32(1)), last_);
     if (some_outside_) bin = move_outside(cosine, bin);
-    if (!ALL) {
+    if (all) {
+      least_ = _mm512_min_ps(least_, cosine);
+      largest_ = _mm512_max_ps(largest_, cosine);
+    } else {
+      least_ = _mm512_mask_min_ps(least_, kept, least_, cosine);
+      largest_ = _mm512_mask_max_ps(largest_, kept, largest_, cosine);
       bin = _mm512_mask_set1_epi32(bin, static_cast<__mmask16>(~kept), static_cast<int>(bins_) + 2);
     }
-    alignas(64) uint64_t at[8];  // two at a time
     _mm512_store_si512(at, _mm512_add_epi32(bin, copies_));
-#pragma GCC unroll 8
-    for (int pair = 0; pair < 8; ++pair) {
-      counters_[static_cast<uint32_t>(at[pair])] += 1;
-      counters_[at[pair] >> 32] += 1;
-    }
+    // They come back as scalars by loads, not by moves from a vector, which take more operations.
+    __asm__("" : "+m"(at));
+  }
+
+  /// Counts the two cosines of these counters.
+  void count(uint64_t two) const {
+    counters_[static_cast<uint32_t>(two)] += 1;
+    counters_[two >> 32] += 1;
   }
 
   /// Moves the counters on to 64 bits.
@@ -294,7 +326,6 @@ class Pairs {
         team_(team),
         counter_(counter),
         steps_((a.d + P::STEP_COLUMNS - 1) / P::STEP_COLUMNS),
-        stops_(P::STOPS * steps_),
         panel_(steps_ * P::STEP_BYTES) {}
 
   void run() {
@@ -374,59 +405,110 @@ class Pairs {
   void add_block(int64_t first, int64_t count, int64_t block, int64_t partners) {
     pack_block(first, block, (partners + PAIR_GROUP - 1) / PAIR_GROUP * PAIR_GROUP);
     alignas(64) typename P::Sums sums[2][TILES];
-    Counter counter = counter_;
-    Counting before{};
-    before.next = ROWS;
+    Backlog backlog(*this, counter_);
     int turn = 0;
     const int64_t begin = self_ && block > first ? (block - first) / SIDE * SIDE : 0;
     for (int64_t i = begin; i < count; i += SIDE) {
       const int64_t end = self_ ? least(partners, first + i - block + SIDE) : partners;
       const int8_t* rows = scratch_.chunk + i / PAIR_PANEL * panel_;
       for (int64_t j = 0; j < end; j += SIDE, turn ^= 1) {
-        int64_t due = 0;
         const float rest = scratch_.chunk_rest[i / PAIR_PANEL] * member_.block_rest[j / PAIR_PANEL];
         const int8_t* partners_at = member_.block + j / PAIR_PANEL * panel_;
-        P::multiply(rows, partners_at, panel_, steps_, rest, sums[turn], [&] {
-          for (due += ROWS; due >= stops_; due -= stops_) count_row(before, counter);
-        });
-        before = {sums[turn],
-                  scratch_.chunk_scale + i,
-                  member_.block_scale + j,
-                  first + i,
-                  block + j,
-                  whole(first + i, block + j),
-                  0};
+        P::multiply(rows, partners_at, panel_, steps_, rest, turn, sums[turn],
+                    [&](auto run) __attribute__((always_inline)) { backlog.beside(run); });
+        backlog.next({sums[turn], scratch_.chunk_scale + i, member_.block_scale + j, first + i,
+                      block + j, whole(first + i, block + j)});
       }
     }
-    while (before.next < ROWS) count_row(before, counter);
-    counter_ = counter;
+    backlog.next({});
+    counter_ = backlog.counter();
   }
 
-  /// Tiles multiplied together, counted row by row while the next ones are multiplied.
-  struct Counting {
+  /// Tiles multiplied together.
+  struct Tiles {
     const typename P::Sums* sums;
     const float *row_scales, *partner_scales;
     int64_t row, partner;  // the first ones, in a and b
     bool whole;            // every product is that of a pair
-    uint32_t next;
   };
 
-  void count_row(Counting& tiles, Counter& counter) const {
-    constexpr uint32_t PANEL = PAIR_PANEL, TILES_WIDE = P::SIDE;
-    if (tiles.next == ROWS) return;
-    const uint32_t tile = tiles.next / PANEL;
-    const uint32_t row = tile / TILES_WIDE * PANEL + tiles.next % PANEL;
-    const uint32_t partner = tile % TILES_WIDE * PANEL;
-    const __m512 scale =
-        _mm512_set1_ps(tiles.row_scales[row]) * _mm512_loadu_ps(tiles.partner_scales + partner);
-    const __m512 cosine = P::row_of(tiles.sums, tiles.next) * scale;
-    if (tiles.whole) {
-      counter.template add<true>(cosine, 0xffff);
-    } else {
-      counter.template add<false>(cosine, partners_of(tiles.row + row, tiles.partner + partner));
+  /// Counts the rows of tiles while the next ones are multiplied: some increments after every tile
+  /// operation, as a core that another thread shares looks ahead over little more than one of them.
+  class Backlog {
+   public:
+    Backlog(const Pairs& pairs, const Counter& counter) : pairs_(pairs), counter_(counter) {}
+
+    /// Counts what is left of the tiles before, and takes up these.
+    void next(const Tiles& tiles) {
+      while (row_ < ROWS) count_row();
+      tiles_ = tiles;
+      row_ = tiles.sums == nullptr ? ROWS : 0;
+      due_ = 0;
     }
-    ++tiles.next;
-  }
+
+    /// Calls run(between), a step of a product, and counts its share of rows in between.
+    template <class Run>
+    inline __attribute__((always_inline)) void beside(Run run) {
+      uint32_t rows = 0;
+      for (due_ += ROWS; due_ >= pairs_.steps_; due_ -= pairs_.steps_) ++rows;
+      if (rows > ROWS - row_) rows = ROWS - row_;
+      for (; rows > 4; --rows) count_row();
+      switch (rows) {
+        case 0:
+          return count_beside<0>(run);
+        case 1:
+          return count_beside<1>(run);
+        case 2:
+          return count_beside<2>(run);
+        case 3:
+          return count_beside<3>(run);
+        default:
+          return count_beside<4>(run);
+      }
+    }
+
+    const Counter& counter() const { return counter_; }
+
+   private:
+    template <int R, class Run>
+    inline __attribute__((always_inline)) void count_beside(Run run) {
+      alignas(64) uint64_t at[R > 0 ? R : 1][8];
+#pragma GCC unroll 4
+      for (int row = 0; row < R; ++row) place_row(at[row]);
+      run([&](int operation, int count) __attribute__((always_inline)) {
+        const int begin = operation * 8 * R / count, end = (operation + 1) * 8 * R / count;
+        if (begin == end) gap();
+#pragma GCC unroll 8
+        for (int k = begin; k < end; ++k) counter_.count(at[k / 8][k % 8]);
+      });
+    }
+
+    void count_row() {
+      alignas(64) uint64_t at[8];
+      place_row(at);
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k) counter_.count(at[k]);
+    }
+
+    inline __attribute__((always_inline)) void place_row(uint64_t (&at)[8]) {
+      constexpr uint32_t PANEL = PAIR_PANEL, TILES_WIDE = P::SIDE;
+      const uint32_t tile = row_ / PANEL;
+      const uint32_t row = tile / TILES_WIDE * PANEL + row_ % PANEL;
+      const uint32_t partner = tile % TILES_WIDE * PANEL;
+      const __m512 scale =
+          _mm512_set1_ps(tiles_.row_scales[row]) * _mm512_loadu_ps(tiles_.partner_scales + partner);
+      const __mmask16 kept =
+          tiles_.whole ? 0xffff : pairs_.partners_of(tiles_.row + row, tiles_.partner + partner);
+      counter_.place(P::row_of(tiles_.sums, row_) * scale, tiles_.whole, kept, at);
+      ++row_;
+    }
+
+    const Pairs& pairs_;
+    Counter counter_;
+    Tiles tiles_{};
+    uint32_t row_ = ROWS;  // the next one to count
+    int64_t due_ = 0;      // of a row, in steps
+  };
 
   bool whole(int64_t i, int64_t partner) const {
     return i + SIDE <= a_.n && partner + SIDE <= (self_ ? i : b_.n);
@@ -447,7 +529,6 @@ class Pairs {
   Team& team_;
   Counter& counter_;
   int64_t steps_;
-  int64_t stops_;  // of a product, for counting
   int64_t panel_;  // bytes
 };
 
