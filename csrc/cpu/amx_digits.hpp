@@ -69,64 +69,55 @@ inline void gap() { __asm__ volatile(".rept 8\n\tnop\n\t.endr"); }
 #define MULTIPLY(sum, a, b) TILE_OPERATION(_tile_dpbssd(sum, a, b))
 #define MULTIPLY_BF16(sum, a, b) TILE_OPERATION(_tile_dpbf16ps(sum, a, b))
 
-/// See add_products. Of the orders in which no sum waits for the product before the last one, this
-/// one loads least: 12 tiles for 15 products.
+/// How many tile operations a step of the products of S digits is.
+template <int S, bool LAST = true>
+constexpr int OPERATIONS = S == 5 ? 27
+                           : LAST ? 14
+                                  : 12;
+
+/// The products of one step of five digits, in tiles 0 to 4 by weight. between(k) comes after the
+/// k-th tile operation. Of the orders with three tiles for digits this one loads least: 12 for 15
+/// products.
 template <class Between>
-void add_five(const int8_t* a, const int8_t* b, int64_t steps, TileSums<5>& sums, Between between) {
-  constexpr int64_t S = 5;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  for (int64_t step = 0; step < steps; ++step) {
-    LOAD(6, a, 0);
-    LOAD(7, b, 3);
-    MULTIPLY(3, 6, 7);
-    LOAD(5, a, 1);
-    MULTIPLY(4, 5, 7);
-    LOAD(7, b, 1);
-    MULTIPLY(2, 5, 7);
-    LOAD(5, a, 2);
-    MULTIPLY(3, 5, 7);
-    LOAD(5, a, 3);
-    MULTIPLY(4, 5, 7);
-    between();
-    MULTIPLY(1, 6, 7);
-    LOAD(7, b, 0);
-    MULTIPLY(3, 5, 7);
-    LOAD(5, b, 4);
-    MULTIPLY(4, 6, 5);
-    MULTIPLY(0, 6, 7);
-    LOAD(5, b, 2);
-    MULTIPLY(2, 6, 5);
-    between();
-    LOAD(6, a, 4);
-    MULTIPLY(4, 6, 7);
-    LOAD(6, a, 1);
-    MULTIPLY(3, 6, 5);
-    MULTIPLY(1, 6, 7);
-    LOAD(6, a, 2);
-    MULTIPLY(4, 6, 5);
-    MULTIPLY(2, 6, 7);
-    between();
-    a += S * TILE_BYTES;
-    b += S * TILE_BYTES;
-  }
-  _tile_stored(0, sums[0], 64);
-  _tile_stored(1, sums[1], 64);
-  _tile_stored(2, sums[2], 64);
-  _tile_stored(3, sums[3], 64);
-  _tile_stored(4, sums[4], 64);
+inline __attribute__((always_inline)) void add_step_of_five(const int8_t* a, const int8_t* b,
+                                                            Between between) {
+  int operation = 0;
+  const auto gap = [&]() __attribute__((always_inline)) { between(operation++); };
+  LOAD(6, a, 0);
+  LOAD(7, b, 3);
+  MULTIPLY(3, 6, 7);
+  LOAD(5, a, 1);
+  MULTIPLY(4, 5, 7);
+  LOAD(7, b, 1);
+  MULTIPLY(2, 5, 7);
+  LOAD(5, a, 2);
+  MULTIPLY(3, 5, 7);
+  LOAD(5, a, 3);
+  MULTIPLY(4, 5, 7);
+  MULTIPLY(1, 6, 7);
+  LOAD(7, b, 0);
+  MULTIPLY(3, 5, 7);
+  LOAD(5, b, 4);
+  MULTIPLY(4, 6, 5);
+  MULTIPLY(0, 6, 7);
+  LOAD(5, b, 2);
+  MULTIPLY(2, 6, 5);
+  LOAD(6, a, 4);
+  MULTIPLY(4, 6, 7);
+  LOAD(6, a, 1);
+  MULTIPLY(3, 6, 5);
+  MULTIPLY(1, 6, 7);
+  LOAD(6, a, 2);
+  MULTIPLY(4, 6, 5);
+  MULTIPLY(2, 6, 7);
 }
 
-/// The products of one step of three digits, in tiles 0 to 3 by weight; without LAST those of
-/// weight 3 are left out. between(k, count) comes after the k-th of `count` tile operations.
+/// The same of three digits, in tiles 0 to 3; without LAST the products of weight 3 are left out.
 template <bool LAST, class Between>
 inline __attribute__((always_inline)) void add_step_of_three(const int8_t* a, const int8_t* b,
                                                              Between between) {
   int operation = 0;
-  const auto gap = [&]() __attribute__((always_inline)) { between(operation++, LAST ? 14 : 12); };
+  const auto gap = [&]() __attribute__((always_inline)) { between(operation++); };
   LOAD(7, a, 1);
   LOAD(6, b, 1);
   MULTIPLY(2, 7, 6);
@@ -143,20 +134,23 @@ inline __attribute__((always_inline)) void add_step_of_three(const int8_t* a, co
   if constexpr (LAST) MULTIPLY(3, 7, 5);
 }
 
-/// See add_products.
-template <class Between>
-void add_three(const int8_t* a, const int8_t* b, int64_t steps, TileSums<3>& sums,
-               Between between) {
-  constexpr int64_t S = 3;
+/// Sums the products of the digits of two panels over all steps; between(k) comes after the k-th
+/// tile operation of a step.
+template <int S, class Between>
+inline __attribute__((always_inline)) void add_products(const int8_t* a, const int8_t* b,
+                                                        int64_t steps, TileSums<S>& sums,
+                                                        Between between) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
+  if constexpr (S == 5) _tile_zero(4);
   for (int64_t step = 0; step < steps; ++step) {
-    add_step_of_three<true>(a, b, [&](int operation, int) {
-      gap();
-      if (operation % 4 == 3) between();
-    });
+    if constexpr (S == 5) {
+      add_step_of_five(a, b, between);
+    } else {
+      add_step_of_three<true>(a, b, between);
+    }
     a += S * TILE_BYTES;
     b += S * TILE_BYTES;
   }
@@ -164,18 +158,7 @@ void add_three(const int8_t* a, const int8_t* b, int64_t steps, TileSums<3>& sum
   _tile_stored(1, sums[1], 64);
   _tile_stored(2, sums[2], 64);
   _tile_stored(3, sums[3], 64);
-}
-
-/// Adds the products of the digits of two panels over all steps; calls between() three times a
-/// step, for other work while the matrix unit is busy.
-template <int S, class Between>
-void add_products(const int8_t* a, const int8_t* b, int64_t steps, TileSums<S>& sums,
-                  Between between) {
-  if constexpr (S == 5) {
-    add_five(a, b, steps, sums, between);
-  } else {
-    add_three(a, b, steps, sums, between);
-  }
+  if constexpr (S == 5) _tile_stored(4, sums[4], 64);
 }
 
 /// The direction of a row in float32: see RowScale. row is null when a value is not finite.

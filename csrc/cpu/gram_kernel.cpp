@@ -272,25 +272,24 @@ class Block {
     const int64_t steps = steps_ - step < STEPS ? steps_ - step : STEPS;
     const int8_t* left = scratch_.digits + tile_at(panel, step);
     Prefetch next(left + STEPS * S * TILE_BYTES, STEPS * S * TILE_BYTES);
-    const int64_t lines = STEPS * S * TILE_BYTES / 64 / (3 * steps * (last - first)) + 1;
+    constexpr int STOPS = OPERATIONS<S> / 4;
+    const int64_t stops = STOPS * steps, rows = (GRAM_PANEL + stops - 1) / stops;
+    const int64_t lines = STEPS * S * TILE_BYTES / 64 / (stops * (last - first)) + 1;
     Promotion before{};
     for (int64_t other = first; other < last; ++other) {
       TileSums<S>& found = products[other % 2];
       const int8_t* partner = right() + tile_at(other - first, 0);
-      add_products<S>(left, partner, steps, found, [&] {
-        next.lines(lines);
-        before.promote(rows_between(steps));
-      });
+      add_products<S>(left, partner, steps, found,
+                      [&](int operation) __attribute__((always_inline)) {
+                        if (operation % 4 != 3) return gap();
+                        next.lines(lines);
+                        before.promote(rows);
+                      });
       before.promote(GRAM_PANEL);
       before = Promotion{&found, scratch_.factors + panel * GRAM_PANEL,
                          scratch_.factors + other * GRAM_PANEL, gram_place(sums, panel, other)};
     }
     before.promote(GRAM_PANEL);
-  }
-
-  /// Rows of a tile to promote at each of the three stops of a step.
-  static int rows_between(int64_t steps) {
-    return static_cast<int>((GRAM_PANEL + 3 * steps - 1) / (3 * steps));
   }
 
   /// sums += Σ_w products[w] 2^(-8w) · row factor · column factor, some rows at a time. What stands
@@ -311,20 +310,26 @@ class Block {
 
     void promote_row(int i) const {
       constexpr int EXACT = S == 5 ? 2 : 1;
-      const __m512d down = _mm512_set1_pd(0x1p-8);
-      __m512 tail = _mm512_setzero_ps();
-      for (int weight = WEIGHTS<S> - 1; weight >= EXACT; --weight) {
-        const __m512 product = _mm512_cvtepi32_ps(_mm512_load_si512(&(*products)[weight][16 * i]));
-        tail = _mm512_fmadd_ps(tail, _mm512_set1_ps(0x1p-8f), product);
+      // 32 bits hold the first EXACT weights together.
+      static_assert(EXACT == 1 || STEPS * GRAM_STEP * 128 * 128 < (1 << 22));
+      const auto product = [&](int weight) {
+        return _mm512_load_si512(&(*products)[weight][16 * i]);
+      };
+      __m512i head = product(0);
+      for (int weight = 1; weight < EXACT; ++weight) {
+        head = _mm512_add_epi32(_mm512_slli_epi32(head, DIGIT_BITS), product(weight));
       }
-      const __m512d row_factor = _mm512_set1_pd(row_factors[i]);
+      __m512 tail = _mm512_cvtepi32_ps(product(WEIGHTS<S> - 1));
+      for (int weight = WEIGHTS<S> - 2; weight >= EXACT; --weight) {
+        tail = _mm512_fmadd_ps(tail, _mm512_set1_ps(0x1p-8f), _mm512_cvtepi32_ps(product(weight)));
+      }
+      const __m512d down = _mm512_set1_pd(0x1p-8);
+      const __m512d row_factor = _mm512_set1_pd(row_factors[i] * (EXACT == 2 ? 0x1p-8 : 1.0));
       for (int half = 0; half < 2; ++half) {
-        __m512d total = half == 0 ? low_as_f64(tail) : high_as_f64(tail);
-        for (int weight = EXACT - 1; weight >= 0; --weight) {
-          const __m512d product = _mm512_cvtepi32_pd(_mm256_load_si256(
-              reinterpret_cast<const __m256i*>(&(*products)[weight][16 * i + 8 * half])));
-          total = _mm512_fmadd_pd(total, down, product);
-        }
+        const __m512d light = half == 0 ? low_as_f64(tail) : high_as_f64(tail);
+        const __m512d heavy = _mm512_cvtepi32_pd(half == 0 ? _mm512_castsi512_si256(head)
+                                                           : _mm512_extracti64x4_epi64(head, 1));
+        const __m512d total = _mm512_fmadd_pd(light, down, heavy);
         double* out = sums + i * GRAM_GROUP + 8 * half;
         const __m512d factor = row_factor * _mm512_loadu_pd(column_factors + 8 * half);
         _mm512_storeu_pd(out, _mm512_fmadd_pd(total, factor, _mm512_loadu_pd(out)));

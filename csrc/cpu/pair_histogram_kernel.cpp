@@ -114,7 +114,9 @@ struct Packing {
     for (int64_t k = 0; k < steps; ++k) {
       step([&](auto between) __attribute__((always_inline)) {
         const int64_t at = (back ? steps - 1 - k : k) * STEP_BYTES;
-        add_step_of_three<LAST>(a + at, b + at, between);
+        add_step_of_three<LAST>(a + at, b + at, [&](int k) __attribute__((always_inline)) {
+          between(k, OPERATIONS<DIGITS, LAST>);
+        });
       });
     }
     _tile_stored(0, sums[0], 64);
