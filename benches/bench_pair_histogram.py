@@ -94,7 +94,7 @@ def case(dtype: torch.dtype, narrow: bool, goals: dict[str, float]) -> Case:
         error=misplaced,
         tolerance=0.0,
         goals=goals,
-        rounds=7 if narrow else 2,
+        rounds=7 if narrow else 5,
     )
 
 

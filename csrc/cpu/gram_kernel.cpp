@@ -311,7 +311,7 @@ class Block {
     void promote_row(int i) const {
       constexpr int EXACT = S == 5 ? 2 : 1;
       // 32 bits hold the first EXACT weights together.
-      static_assert(EXACT == 1 || STEPS * GRAM_STEP * 128 * 128 < (1 << 22));
+      static_assert(EXACT == 1 || STEPS * GRAM_STEP * 128 * 128 < (1 << 23));
       const auto product = [&](int weight) {
         return _mm512_load_si512(&(*products)[weight][16 * i]);
       };

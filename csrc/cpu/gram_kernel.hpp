@@ -30,13 +30,13 @@ constexpr int64_t GRAM_BLOCK_BYTES = int64_t{8} << 20;
 constexpr int64_t GRAM_BLOCK_PARTS = 64;
 
 /// How many digits a number is cut into, and the rows of a part of a block: as many as keep the
-/// digits of two panels in the first-level cache (measured on 768 columns).
+/// digits of a panel in the first-level cache while those of others pass (measured on 768 columns).
 struct GramPlan {
   int digits;
   int64_t part;
   int bytes;  // per number of the left factor
 };
-constexpr GramPlan GRAM_SINGLE{5, 192, 5};
+constexpr GramPlan GRAM_SINGLE{5, 448, 5};
 constexpr GramPlan GRAM_HALF{3, 384, 3};
 /// bfloat16 rows multiplied as they are.
 constexpr GramPlan GRAM_BF16{1, 256, 2};
