@@ -65,15 +65,17 @@ def test_two_sources_equal_reference(n, m, d, dtype):
     assert_counts(*count(x, y), reference.pair_cosines(x, y))
 
 
-# Rows so wide that a chunk of them is some hundred, and a block of partners 32.
+# Rows so wide that a chunk of them is some hundred, and a block of partners 32: beyond the width
+# that AMX takes.
 WIDE = 43_000
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_more_rows_than_a_block_and_a_chunk(dtype):
-    x = (torch.randn(450, WIDE) + 0.1).to(dtype)
+@pytest.mark.parametrize(("n", "d"), [(600, 32_768), (450, WIDE)])
+def test_more_rows_than_a_block_and_a_chunk(n, d, dtype):
+    x = (torch.randn(n, d) + 0.1).to(dtype)
     assert_counts(*count(x), reference.pair_cosines(x))
-    y = torch.randn(70, WIDE).to(dtype)
+    y = torch.randn(70, d).to(dtype)
     assert_counts(*count(x, y), reference.pair_cosines(x, y))
 
 
@@ -190,8 +192,10 @@ def test_strided_rows():
         assert torch.equal(count(x)[0], count(x.contiguous())[0])
 
 
-def test_threads_give_the_same_counts(monkeypatch):
-    x = torch.randn(500, 30)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "d"), [(500, 30), (1500, 1100)])
+def test_threads_give_the_same_counts(n, d, dtype, monkeypatch):
+    x = torch.randn(n, d).to(dtype)
     expected = count(x)
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)

@@ -53,11 +53,11 @@ constexpr int WEIGHTS = S == 3 ? 4 : S;
 template <int S>
 using TileSums = int32_t[WEIGHTS<S>][256];
 
-/// What comes after a tile operation, unless the code around it has a gap() of its own, with other
-/// work in it. Six operations are issued in a cycle; where another thread runs on the same core,
-/// tile operations issued in one cycle take half as long again (measured: products, loads and both,
-/// on Sapphire Rapids; alone on the core they take no longer for the gap).
-inline void gap() { __asm__ volatile(".rept 8\n\tnop\n\t.endr"); }
+/// What comes after a tile operation, unless a local `gap` hides it and does other work instead.
+/// Six operations are issued in a cycle; where another thread runs on the same core, tile
+/// operations issued in one cycle take half as long again (measured: products, loads and both, on
+/// Sapphire Rapids; alone on the core they take no longer for the gap).
+inline __attribute__((always_inline)) void gap() { __asm__ volatile(".rept 8\n\tnop\n\t.endr"); }
 
 #define TILE_OPERATION(...) \
   do {                      \
@@ -69,15 +69,15 @@ inline void gap() { __asm__ volatile(".rept 8\n\tnop\n\t.endr"); }
 #define MULTIPLY(sum, a, b) TILE_OPERATION(_tile_dpbssd(sum, a, b))
 #define MULTIPLY_BF16(sum, a, b) TILE_OPERATION(_tile_dpbf16ps(sum, a, b))
 
-/// How many tile operations a step of the products of S digits is.
+/// How many tile operations a step of the products of S digits is. It must be right: pair_histogram
+/// spreads its counts over so many.
 template <int S, bool LAST = true>
 constexpr int OPERATIONS = S == 5 ? 27
                            : LAST ? 14
                                   : 12;
 
 /// The products of one step of five digits, in tiles 0 to 4 by weight. between(k) comes after the
-/// k-th tile operation. Of the orders with three tiles for digits this one loads least: 12 for 15
-/// products.
+/// k-th tile operation. Of all orders with three tiles for digits none loads fewer than 12.
 template <class Between>
 inline __attribute__((always_inline)) void add_step_of_five(const int8_t* a, const int8_t* b,
                                                             Between between) {

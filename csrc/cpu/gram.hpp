@@ -3,7 +3,7 @@
 // Every column of a block of rows is brought to fixed point by a power of two and cut into S digits
 // of 8 bits. Products of digits are added exactly in int32 by the matrix unit (AMX); what remains
 // is the rounding to S·8 − 1 bits of a column's largest value: S = 5 for float32 (39 bits: G to
-// some 1e-12/√N), S = 3 for half precision (23 bits). Products of digits beyond the last are left
+// some 1e-12), S = 3 for half precision (23 bits). Products of digits beyond the last are left
 // out. Rows of bfloat16 are multiplied as they are where that is as good (see gram_bf16.hpp).
 // Method: Ootomo, Ozaki, Yokota, "DGEMM on integer matrix multiplication unit" (2024).
 #pragma once

@@ -239,11 +239,12 @@ class Block {
       const GramRegion region = regions.at(item);
       if (region.first_group >= region.last_group) continue;
       for (int64_t step = 0; step < steps_; step += STEPS) {
-        derive_right(region, step);
+        const int64_t steps = steps_ - step < STEPS ? steps_ - step : STEPS;
+        derive_right(region, step, steps);
         for (int64_t panel = 2 * region.first_group; panel < 2 * region.last_group; ++panel) {
           const int64_t last = region.last_panel < panel + 1 ? region.last_panel : panel + 1;
           if (region.first_panel < last) {
-            multiply_panel(panel, region.first_panel, last, step, sums);
+            multiply_panel(panel, region.first_panel, last, step, steps, sums);
           }
         }
       }
@@ -251,11 +252,13 @@ class Block {
   }
 
   /// The right digits of a band over the part of the block from `step` on, by this member.
-  void derive_right(const GramRegion& region, int64_t step) const {
-    const int64_t first = tile_at(region.first_panel, step);
-    const int64_t bytes = tile_at(region.last_panel, step) - first;
-    for (int64_t at = 0; at < bytes; at += TILE_BYTES) {
-      transpose(scratch_.digits + first + at, right() + at);
+  void derive_right(const GramRegion& region, int64_t step, int64_t steps) const {
+    for (int64_t panel = region.first_panel; panel < region.last_panel; ++panel) {
+      const int8_t* left = scratch_.digits + tile_at(panel, step);
+      int8_t* out = right() + tile_at(panel - region.first_panel, 0);
+      for (int64_t at = 0; at < steps * S * TILE_BYTES; at += TILE_BYTES) {
+        transpose(left + at, out + at);
+      }
     }
     // GCC's tile loads do not name the memory they read.
     __asm__ volatile("" ::: "memory");
@@ -264,24 +267,24 @@ class Block {
   int8_t* right() const { return scratch_.right + member_ * GRAM_RIGHT_BYTES; }
 
   /// A panel, which stays in the first-level cache, against a band of others, whose digits stay in
-  /// the second, over the part of the block from `step` on. The sums of a pair are promoted while
-  /// the next one is multiplied, and the next panel comes nearer.
-  void multiply_panel(int64_t panel, int64_t first, int64_t last, int64_t step,
+  /// the second, over the part of the block from `step` on. At every fourth tile operation, some
+  /// rows of the sums of the pair before are promoted and some lines of the next panel come nearer.
+  void multiply_panel(int64_t panel, int64_t first, int64_t last, int64_t step, int64_t steps,
                       double* sums) const {
+    constexpr int EVERY = 4;
+    const int64_t stops = OPERATIONS<S> / EVERY * steps;
+    const int64_t rows = (GRAM_PANEL + stops - 1) / stops;
+    const int64_t lines = STEPS * S * TILE_BYTES / 64 / (stops * (last - first)) + 1;
     alignas(64) TileSums<S> products[2];
-    const int64_t steps = steps_ - step < STEPS ? steps_ - step : STEPS;
     const int8_t* left = scratch_.digits + tile_at(panel, step);
     Prefetch next(left + STEPS * S * TILE_BYTES, STEPS * S * TILE_BYTES);
-    constexpr int STOPS = OPERATIONS<S> / 4;
-    const int64_t stops = STOPS * steps, rows = (GRAM_PANEL + stops - 1) / stops;
-    const int64_t lines = STEPS * S * TILE_BYTES / 64 / (stops * (last - first)) + 1;
     Promotion before{};
     for (int64_t other = first; other < last; ++other) {
       TileSums<S>& found = products[other % 2];
       const int8_t* partner = right() + tile_at(other - first, 0);
       add_products<S>(left, partner, steps, found,
                       [&](int operation) __attribute__((always_inline)) {
-                        if (operation % 4 != 3) return gap();
+                        if (operation % EVERY != EVERY - 1) return gap();
                         next.lines(lines);
                         before.promote(rows);
                       });
@@ -293,8 +296,8 @@ class Block {
   }
 
   /// sums += Σ_w products[w] 2^(-8w) · row factor · column factor, some rows at a time. What stands
-  /// below 2^(-8) of the first weight (S = 3: below 1) is added in float32: its rounding lies
-  /// beyond the digits.
+  /// below 2^(-8) of the first weight (S = 3: below 1) is added in float32: off the diagonal its
+  /// rounding lies beyond the digits; on it, where squares add up, at some 4e-12 of a part's sum.
   struct Promotion {
     const TileSums<S>* products;
     const double* row_factors;
@@ -311,7 +314,7 @@ class Block {
     void promote_row(int i) const {
       constexpr int EXACT = S == 5 ? 2 : 1;
       // 32 bits hold the first EXACT weights together.
-      static_assert(EXACT == 1 || STEPS * GRAM_STEP * 128 * 128 < (1 << 23));
+      static_assert(EXACT == 1 || STEPS * GRAM_STEP * 128 * 128 * (256 + 2) < int64_t{1} << 31);
       const auto product = [&](int weight) {
         return _mm512_load_si512(&(*products)[weight][16 * i]);
       };

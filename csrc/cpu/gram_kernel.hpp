@@ -25,12 +25,12 @@ constexpr GramRegionSize GRAM_BF16_REGION{12, 8};
 constexpr int64_t GRAM_BF16_REGION_SUMS =
     GRAM_BF16_REGION.groups * GRAM_BF16_REGION.panels * 2 * GRAM_GROUP * GRAM_PANEL;
 
-/// A block is as many parts as fit in so many bytes, and no more than so many.
+/// A block is as many parts as fit in so many bytes, at least one and no more than so many.
 constexpr int64_t GRAM_BLOCK_BYTES = int64_t{8} << 20;
 constexpr int64_t GRAM_BLOCK_PARTS = 64;
 
 /// How many digits a number is cut into, and the rows of a part of a block: as many as keep the
-/// digits of a panel in the first-level cache while those of others pass (measured on 768 columns).
+/// digits of a panel (float32) or of two in the first-level cache (measured on 768 columns).
 struct GramPlan {
   int digits;
   int64_t part;

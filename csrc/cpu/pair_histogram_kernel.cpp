@@ -87,8 +87,9 @@ struct Packing {
   }
 
   /// Products of a panel and a panel of partners. step(run) is called for every step: it calls
-  /// run(between), and between(k, count) comes after the k-th of `count` tile operations. Back and
-  /// forth in turn, the tiles met last are still near for the next panel of partners.
+  /// run(between), and between(k, count) comes after the k-th of `count` tile operations. With
+  /// `back` the steps go from the last to the first: in turn with the other way, the tiles met last
+  /// are still near for the next panel of partners.
   template <class Step>
   static inline __attribute__((always_inline)) void multiply(const int8_t* a, const int8_t* b,
                                                              int64_t, int64_t steps, float rest,
@@ -114,8 +115,8 @@ struct Packing {
     for (int64_t k = 0; k < steps; ++k) {
       step([&](auto between) __attribute__((always_inline)) {
         const int64_t at = (back ? steps - 1 - k : k) * STEP_BYTES;
-        add_step_of_three<LAST>(a + at, b + at, [&](int k) __attribute__((always_inline)) {
-          between(k, OPERATIONS<DIGITS, LAST>);
+        add_step_of_three<LAST>(a + at, b + at, [&](int operation) __attribute__((always_inline)) {
+          between(operation, OPERATIONS<DIGITS, LAST>);
         });
       });
     }
@@ -143,8 +144,9 @@ struct Packing {
   }
 
   static __m512 row_of(const Sums* sums, uint32_t row) {
-    const int32_t* at = sums[row / PAIR_PANEL][0] + row % PAIR_PANEL * 16;
-    const auto sum = [&](int k) { return _mm512_load_si512(at + 256 * k); };
+    const auto sum = [&](int weight) {
+      return _mm512_load_si512(sums[row / PAIR_PANEL][weight] + row % PAIR_PANEL * 16);
+    };
     const __m512 light = _mm512_cvtepi32_ps(sum(2)), middle = _mm512_cvtepi32_ps(sum(1));
     const __m512 digit = _mm512_set1_ps(0x1p-8f);
     return (light * digit + middle) * digit + _mm512_cvtepi32_ps(sum(0));
@@ -159,6 +161,7 @@ struct Packing<bf16> {
   // The matrix unit adds in float32, where the roundings of equal products add up: of 1024 columns
   // to 7e-7 of their sum.
   static constexpr int64_t PART = 32;
+  static constexpr int STEP_OPERATIONS = 8;
   typedef float Sums[256];
 
   static PackedRow pack(const bf16* row, int64_t d, int8_t* out) {
@@ -172,7 +175,8 @@ struct Packing<bf16> {
     return {static_cast<float>(__builtin_scalbn(direction.inverse, exponent)), 0.0f};
   }
 
-  /// Products of two panels and two panels of partners: see above.
+  /// Products of two panels and two panels of partners: see above. Sums round otherwise with
+  /// `back`; it depends on a pair's place, not on the threads. Parts always go forwards.
   template <class Step>
   static inline __attribute__((always_inline)) void multiply(const int8_t* a, const int8_t* b,
                                                              int64_t panel, int64_t steps, float,
@@ -198,7 +202,9 @@ struct Packing<bf16> {
         const int64_t next = at_step(k < count ? k : k - 1);
         step([&](auto between) __attribute__((always_inline)) {
           int operation = 0;
-          const auto gap = [&]() __attribute__((always_inline)) { between(operation++, 8); };
+          const auto gap = [&]() __attribute__((always_inline)) {
+            between(operation++, STEP_OPERATIONS);
+          };
           MULTIPLY_BF16(0, 4, 6);
           MULTIPLY_BF16(1, 4, 7);
           LOAD_FROM(4, a + next);
@@ -229,7 +235,7 @@ struct Packing<bf16> {
   }
 
   static __m512 row_of(const Sums* sums, uint32_t row) {
-    return _mm512_load_ps(sums[0] + row * 16);
+    return _mm512_load_ps(sums[row / PAIR_PANEL] + row % PAIR_PANEL * 16);
   }
 };
 
@@ -257,9 +263,10 @@ class Counter {
     copies_ = _mm512_load_si512(copies);
   }
 
-  /// The counters of cosines: all of them, or those whose bit in `kept` is set. Rounding may have
-  /// carried them a little beyond 1.
-  void place(__m512 cosine, bool all, __mmask16 kept, uint64_t (&at)[8]) {
+  /// Takes note of the extremes of cosines and gives their counters, two to a word: of all of them,
+  /// or of those whose bit in `kept` is set. Rounding may have carried them a little beyond 1.
+  inline __attribute__((always_inline)) void place(__m512 cosine, bool all, __mmask16 kept,
+                                                   uint64_t (&at)[8]) {
     // Bin k is counter k + 1.
     __m512i bin = _mm512_cvttps_epi32(_mm512_fmadd_ps(cosine, per_unit_, start_));
     bin = _mm512_min_epi32(_mm512_max_epi32(bin, _mm512_set1_epi32(1)), last_);
@@ -277,7 +284,7 @@ class Counter {
     __asm__("" : "+m"(at));
   }
 
-  /// Counts the two cosines of these counters.
+  /// Counts the two cosines of a word of counters.
   void count(uint64_t two) const {
     counters_[static_cast<uint32_t>(two)] += 1;
     counters_[two >> 32] += 1;
@@ -422,7 +429,7 @@ class Pairs {
                       block + j, whole(first + i, block + j)});
       }
     }
-    backlog.next({});
+    backlog.finish();
     counter_ = backlog.counter();
   }
 
@@ -435,17 +442,21 @@ class Pairs {
   };
 
   /// Counts the rows of tiles while the next ones are multiplied: some increments after every tile
-  /// operation, as a core that another thread shares looks ahead over little more than one of them.
+  /// operation, because a core shared with another thread looks ahead over little more than one.
   class Backlog {
    public:
     Backlog(const Pairs& pairs, const Counter& counter) : pairs_(pairs), counter_(counter) {}
 
     /// Counts what is left of the tiles before, and takes up these.
     void next(const Tiles& tiles) {
-      while (row_ < ROWS) count_row();
+      finish();
       tiles_ = tiles;
-      row_ = tiles.sums == nullptr ? ROWS : 0;
+      row_ = 0;
       due_ = 0;
+    }
+
+    void finish() {
+      while (row_ < ROWS) count_row();
     }
 
     /// Calls run(between), a step of a product, and counts its share of rows in between.
@@ -485,11 +496,8 @@ class Pairs {
       });
     }
 
-    void count_row() {
-      alignas(64) uint64_t at[8];
-      place_row(at);
-#pragma GCC unroll 8
-      for (int k = 0; k < 8; ++k) counter_.count(at[k]);
+    inline __attribute__((always_inline)) void count_row() {
+      count_beside<1>([](auto between) __attribute__((always_inline)) { between(0, 1); });
     }
 
     inline __attribute__((always_inline)) void place_row(uint64_t (&at)[8]) {
@@ -509,7 +517,7 @@ class Pairs {
     Counter counter_;
     Tiles tiles_{};
     uint32_t row_ = ROWS;  // the next one to count
-    int64_t due_ = 0;      // of a row, in steps
+    int64_t due_ = 0;      // what is left of the share of a step, times the steps
   };
 
   bool whole(int64_t i, int64_t partner) const {
