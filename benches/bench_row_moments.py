@@ -49,6 +49,7 @@ def case(dtype: torch.dtype, goals: dict[str, float]) -> Case:
         peers={_PEER: torch_normalize_sum},
         error=error_of_mean_cosine,
         nbytes=_ROWS * _DIM * dtype.itemsize,
+        tolerance=1e-9 if dtype == torch.float32 else 1e-8,
         goals=goals,
     )
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rows import about_origin, assert_moments, close
+from rows import SPAN_SUMS, about_origin, assert_moments, close
 from torch import nn
 from transformers import (
     BertConfig,
@@ -119,7 +119,8 @@ def test_live_capture_equals_the_dump_it_wrote(minilm, demo_texts, tmp_path):
     for name, layer in report.layers.items():
         assert layer.counts["rows"] == live[name].counts["rows"]
         for key, value in layer.metrics.items():
-            assert value == pytest.approx(live[name].metrics[key], rel=1e-10), (name, key)
+            rel = 1e-8 if key.startswith("rogue_") else 1e-10  # Σx̂_k² meets in float32
+            assert value == pytest.approx(live[name].metrics[key], rel=rel), (name, key)
     for name, state in run.finished().items():
         dumped = aniso.LayerState(state.dim)
         for block in aniso.open_dump(tmp_path / "dump")[name].blocks():
@@ -127,8 +128,11 @@ def test_live_capture_equals_the_dump_it_wrote(minilm, demo_texts, tmp_path):
         expected = about_origin(dumped)
         for part, tensor in about_origin(state).items():
             # The dump has no masked rows; how far rows were rounded depends on the blocks: to 39
-            # bits of the largest.
+            # bits of the largest, and Σx̂_k², the last of the sums, in float32.
             if part not in ("counts", "gram_noise"):
+                if part == "sums":
+                    close(tensor[3], expected[part][3], 1, "Σx̂_k²", SPAN_SUMS)
+                    tensor, expected[part] = tensor[:3], expected[part][:3]
                 scale = tensor.abs().max()
                 assert (tensor - expected[part]).abs().max() <= 2.0**-36 * scale
 

@@ -57,8 +57,8 @@ def _of_sums() -> tuple[Kernel, ...]:
             flops=lambda x: 11 * x.numel(),
             shapes=((16384, 768), (4096, 4096)),
             dtypes=(_F32, _BF16),
-            # Half precision meets in float32 first; norms are counted in float64.
-            tolerance={_F32: 1e-9, _BF16: 4e-6},
+            # Σx̂_k² of float32, and all sums of half precision, meet in float32 first.
+            tolerance={_F32: 1e-7, _BF16: 8e-6},
             peer=lambda x: torch.nn.functional.normalize(x, dim=1).sum(dim=0),
             error=_moments_error,
             backends=_row_moments_backends,

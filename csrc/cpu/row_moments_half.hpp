@@ -2,7 +2,7 @@
 //
 // A conversion to float64 costs as much as two additions, so no value meets one by itself: sums run
 // over up to SPAN rows in float32 before they are added in float64. The squared norms, on which all
-// else hangs, carry their rounding errors along and are good to 1e-9.
+// else hangs, carry the rounding errors of their sums along and are good to 3e-8.
 #pragma once
 
 #include "cpu/row_moments.hpp"
@@ -20,7 +20,6 @@ class HalfSums {
   static constexpr int64_t CHUNK = sizeof(u16s) / sizeof(uint16_t);  // columns at once
   static constexpr int MIN_GROUP = STREAMS;
   static constexpr int MAX_GROUP = 4 * STREAMS;
-  static constexpr int SPAN = 64;
   // Outside, squares or their sums might leave float32.
   static constexpr double MIN_SQUARES = 1e-24;
   static constexpr double MAX_SQUARES = 1e36;
@@ -41,30 +40,28 @@ class HalfSums {
 
   template <int R>
   void squares(const T* const* rows, double* out) const {
-    f32s sum[R][2] = {}, error[R][2] = {};
-    for (int64_t k = 0; k < chunked_; k += CHUNK) {
-      ask_ahead<R, CHUNK>(rows, ahead_, 0, k);
+    f32s sum[R] = {}, error[R] = {};
+    const auto take = [&](int j, f32s term) {
+      const f32s next = sum[j] + term;
+      error[j] += term - (next - sum[j]);  // what `next` rounds away
+      sum[j] = next;
+    };
+    int64_t k = 0;
+    for (; k + 2 * CHUNK <= chunked_; k += 2 * CHUNK) {
+      ask_ahead<R, 2 * CHUNK>(rows, ahead_, k, true);
 #pragma GCC unroll 4
-      for (int j = 0; j < R; ++j) {
-        f32s x[2];
-        Halves<T>::widen(load_as<u16s>(rows[j] + k), x);
-#pragma GCC unroll 2
-        for (int i = 0; i < 2; ++i) {
-          // x² is exact in the fused operations: `error` takes what `next` rounds away. (Squares
-          // of 8-bit numbers round down more often than up: without it, norms are 5e-9 short.)
-          const f32s next = sum[j][i] + x[i] * x[i];
-          const f32s added = next - sum[j][i];
-          error[j][i] += x[i] * x[i] - added;
-          sum[j][i] = next;
-        }
-      }
+      for (int j = 0; j < R; ++j)
+        take(j, add_squares(add_squares(f32s{}, rows[j] + k), rows[j] + k + CHUNK));
+    }
+    if (k < chunked_) {
+      ask_ahead<R, CHUNK>(rows, ahead_, k, true);
+#pragma GCC unroll 4
+      for (int j = 0; j < R; ++j) take(j, add_squares(f32s{}, rows[j] + k));
     }
 #pragma GCC unroll 4
     for (int j = 0; j < R; ++j) {
-      const f32s errors = error[j][0] + error[j][1];
-      out[j] = sum_lanes(low_as_f64(sum[j][0]) + high_as_f64(sum[j][0]) +
-                         (low_as_f64(sum[j][1]) + high_as_f64(sum[j][1])) +
-                         (low_as_f64(errors) + high_as_f64(errors)));
+      out[j] = sum_lanes(low_as_f64(sum[j]) + high_as_f64(sum[j]) +
+                         (low_as_f64(error[j]) + high_as_f64(error[j])));
     }
   }
 
@@ -111,6 +108,13 @@ class HalfSums {
     for (int64_t k = 0; k < CHUNK; ++k) chunk[k] = columns[k];
   }
 
+  /// Squares of 8 and 11 bits are exact in float32, sums of four nearly so: they lose some 3e-9.
+  static f32s add_squares(f32s sum, const T* chunk) {
+    f32s x[2];
+    Halves<T>::widen(load_as<u16s>(chunk), x);
+    return sum + x[0] * x[0] + x[1] * x[1];
+  }
+
   static void add_to(double* p, f32s v) {
     store(p, load<f64s>(p) + low_as_f64(v));
     store(p + LANES, load<f64s>(p + LANES) + high_as_f64(v));
@@ -118,22 +122,27 @@ class HalfSums {
 
   template <int R>
   void add_rows(const T* const* rows, const Direction* directions) {
+    // Copies, which the stores below cannot change.
+    const T* row[R];
     float inverse[R], inverse2[R];
     for (int j = 0; j < R; ++j) {
+      row[j] = rows[j];
       inverse[j] = static_cast<float>(directions[j].inverse);
       inverse2[j] = static_cast<float>(directions[j].inverse2);
     }
-    for (int64_t k = 0; k < chunked_; k += CHUNK) {
-      ask_ahead<R, CHUNK>(rows, ahead_, d_ / 2, k);
-      float* const partial = partial_ + 4 * k;
+    const int64_t ahead = ahead_, chunked = chunked_;
+    float* partial = partial_;
+    uint16_t* const largest = largest_;
+    for (int64_t k = 0; k < chunked; k += CHUNK, partial += 4 * CHUNK) {
+      ask_ahead<R, CHUNK>(row, ahead, k, false);
       f32s sums[4][2];
 #pragma GCC unroll 8
       for (int s = 0; s < 8; ++s) sums[s / 2][s % 2] = load_as<f32s>(partial + s * LANES * 2);
-      u16s largest = load_as<u16s>(largest_ + k);
+      u16s most = load_as<u16s>(largest + k);
 #pragma GCC unroll 4
       for (int j = 0; j < R; ++j) {
-        const u16s bits = load_as<u16s>(rows[j] + k);
-        largest = max_of(largest, bits & uint16_t{0x7fff});
+        const u16s bits = load_as<u16s>(row[j] + k);
+        most = max_of(most, bits & uint16_t{0x7fff});
         f32s x[2];
         Halves<T>::widen(bits, x);
 #pragma GCC unroll 2
@@ -147,7 +156,7 @@ class HalfSums {
       }
 #pragma GCC unroll 8
       for (int s = 0; s < 8; ++s) store(partial + s * LANES * 2, sums[s / 2][s % 2]);
-      store(largest_ + k, largest);
+      store(largest + k, most);
     }
   }
 

@@ -39,18 +39,27 @@ Extreme measure_extreme(const T* row, int64_t d) {
 // Places that memory is read from at the same time; as many rows are worked on side by side.
 constexpr int STREAMS = 4;
 
-/// Asks for lines of the rows to come, `ahead` elements on, while a pass takes STEP columns at k of
-/// R rows. Each of the two passes over a group asks for half of a row's lines, from column `first`
-/// on, and for the rows in turn: memory is read evenly throughout.
+// Rows whose terms may meet in float32 before they are added in float64.
+constexpr int SPAN = 128;
+
+/// Asks for memory `ahead` elements from column k of R rows, while a pass takes STEP columns there.
+/// The first pass over a group asks for one row of every STREAMS, the second, which takes longer,
+/// for the others: memory is read evenly throughout.
 template <int R, int64_t STEP, class T>
-inline void ask_ahead(const T* const* rows, int64_t ahead, int64_t first, int64_t k) {
-  constexpr int64_t TWO_LINES = 128 / sizeof(T);  // columns; of them, each pass asks for one line
-  static_assert(STEP <= TWO_LINES);
-  const int64_t bytes = (ahead + first + k / 2) * static_cast<int64_t>(sizeof(T));
-  for (int64_t j = k / STEP % (TWO_LINES / STEP); j < R; j += TWO_LINES / STEP) {
-    // As a number: the last rows ask for what lies beyond the array.
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(rows[j]) + bytes),
-                       0, 2);
+inline void ask_ahead(const T* const* rows, int64_t ahead, int64_t k, bool first) {
+  constexpr int64_t LINE = 64 / sizeof(T);
+  if constexpr (STEP < LINE) {
+    if (k % LINE != 0) return;
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < R; ++j) {
+    if ((j % STREAMS == 0) != first) continue;
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < STEP; i += LINE) {
+      // As a number: the last rows ask for what lies beyond the array.
+      const auto at = reinterpret_cast<uintptr_t>(rows[j]) + (k + i + ahead) * sizeof(T);
+      __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
+    }
   }
 }
 
