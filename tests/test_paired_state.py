@@ -38,8 +38,8 @@ def state_of(x, y, mask=None):
 def assert_same(a, b, n):
     """Equal sums; a's are taken about b's origins first."""
     moved = a.sums.about(b.sums.origin_x, b.sums.origin_y)
-    assert_moments(moved.moments_x, b.sums.moments_x)
-    assert_moments(moved.moments_y, b.sums.moments_y)
+    assert_moments(moved.moments_x, b.sums.moments_x, torch.float64)
+    assert_moments(moved.moments_y, b.sums.moments_y, torch.float64)
     expected = b.sums.tensors()
     for name, tensor in moved.tensors().items():
         if name.startswith("unit"):

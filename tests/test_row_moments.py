@@ -88,7 +88,7 @@ def test_strided_rows_and_masks():
         assert_moments(aniso.row_moments(x, mask=kept), reference.row_moments(x, kept), x.dtype)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e30, 1e37])
 def test_float32_far_from_one(scale):
     x = torch.randn(65, 40) * scale
     result = aniso.row_moments(x)
@@ -107,6 +107,28 @@ def test_float64_squares_out_of_range(scale):
         assert result.counts.tolist() == [65, 0, 0, 0]
         lengths = reference.norms(x * scale)
         torch.testing.assert_close(result.norm_range[1], lengths.max(), rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e37])
+def test_float32_rows_out_of_range_among_others(scale):
+    x = torch.randn(65, 40)
+    x[::3] *= scale
+    for isa in AVAILABLE:
+        assert_moments(run_isa(x, None, isa), reference.row_moments(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_norms_of_half_precision_that_one_number_makes_up(dtype):
+    x = torch.randn(50, 768)
+    x[:, 500] = 2500 * (1 + 0.3 * torch.randn(50))
+    steep = torch.zeros(50, 768)
+    steep[:, 0], steep[:, [1, 32, 33]] = 1, 2.0**-12 * (1 - 2.0**-8)
+    for rows in (x.to(dtype), steep.to(dtype)):
+        expected = reference.row_moments(rows)
+        for isa in AVAILABLE:
+            found = run_isa(rows, None, isa)
+            torch.testing.assert_close(found.norm_range, expected.norm_range, rtol=1e-7, atol=0)
+            assert_moments(found, expected, dtype)
 
 
 def test_half_precision_squares_do_not_overflow():

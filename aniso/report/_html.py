@@ -136,7 +136,7 @@ def _kinds(report: Report) -> list[tuple[str, str]]:
         (
             "exact",
             "Every metric, and every table and figure marked so: functions of sums over all rows "
-            "that count, added up in float64; no row and no pair of rows is sampled for them.",
+            "that count; no row and no pair of rows is sampled for them.",
         )
     ]
     if report.distributions:

@@ -128,7 +128,7 @@ class PairedState:
         both = keep & (x != 0).any(dim=1) & (y != 0).any(dim=1)
         tallies = (keep, keep & ~both, allowed & ~finite, ~allowed)
         counts = torch.stack([rows.sum() for rows in tallies])
-        # Rows of half precision in float64: the kernels would add up 64 of them in float32.
+        # Rows of half precision in float64: the kernels would add up 128 of them in float32.
         wide_x, wide_y = (torch.where(keep[:, None], t, 0).to(torch.float64) for t in (x, y))
         if not self.rows:
             self.sums.origin_x.copy_(wide_x.sum(0) / counts[0].clamp(min=1))

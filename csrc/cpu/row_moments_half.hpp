@@ -2,7 +2,7 @@
 //
 // A conversion to float64 costs as much as two additions, so no value meets one by itself: sums run
 // over up to SPAN rows in float32 before they are added in float64. The squared norms, on which all
-// else hangs, carry the rounding errors of their sums along and are good to 3e-8.
+// else hangs, carry the rounding errors of their sums along: norms are good to 1e-7.
 #pragma once
 
 #include "cpu/row_moments.hpp"
@@ -23,6 +23,7 @@ class HalfSums {
   // Outside, squares or their sums might leave float32.
   static constexpr double MIN_SQUARES = 1e-24;
   static constexpr double MAX_SQUARES = 1e36;
+  static_assert(SPAN * MAX_SQUARES < __FLT_MAX__);
 
   /// `ahead`: elements from a row to the one that is asked for. Scratch: ROW_MOMENTS_SCRATCH zeroed
   /// bytes per column.
@@ -108,7 +109,8 @@ class HalfSums {
     for (int64_t k = 0; k < CHUNK; ++k) chunk[k] = columns[k];
   }
 
-  /// Squares of 8 and 11 bits are exact in float32, sums of four nearly so: they lose some 3e-9.
+  /// Squares of 8 and 11 bits are exact in float32, sums of four nearly so: of normal
+  /// rows they lose 3e-9, of rows that one number makes up 1e-7.
   static f32s add_squares(f32s sum, const T* chunk) {
     f32s x[2];
     Halves<T>::widen(load_as<u16s>(chunk), x);

@@ -1,5 +1,5 @@
 // Sums over rows of float32 and float64, accumulated in float64; but for Σx̂_k², where the rows' own
-// precision will do over SPAN rows: nothing cancels there.
+// precision will do over SPAN rows: nothing cancels within that sum.
 //
 // Columns outside, rows of the group inside: the accumulators of a vector of columns stay in
 // registers over the whole group.
@@ -17,7 +17,7 @@ struct VectorOf;
 template <>
 struct VectorOf<float> {
   typedef f32s type;
-  // 1/‖x‖ outside leaves float32.
+  // Well within what 1/‖x‖ in float32 allows.
   static constexpr double MIN_SQUARES = 1e-72;
   static constexpr double MAX_SQUARES = 1e72;
 };
