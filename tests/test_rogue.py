@@ -82,6 +82,19 @@ def test_nothing_left_out_is_the_cosine_itself():
     assert found.partial_var_high == pytest.approx(var, rel=1e-10)
 
 
+@pytest.mark.parametrize(
+    "dims", [[], [3], [0, 1, 2, *range(4, 40)]], ids=["none", "rogue", "others"]
+)
+def test_energy_of_float32_rows_to_a_part_of_itself(dims):
+    x = torch.randn(300, 40)
+    x[:, 3] *= 1e4
+    found = without_dimensions(aniso.row_moments(x), None, dims).kept_energy
+    units = reference.directions(x.double())
+    units[:, dims] = 0
+    expected = float((units**2).sum(dim=1).mean())
+    assert found == pytest.approx(expected, rel=1e-6 if dims else 1e-15)
+
+
 def test_partial_products_are_no_cosines():
     x = rows_with_rogue_dimensions()
     kept = [k for k in range(12) if k not in (3, 7)]

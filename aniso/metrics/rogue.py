@@ -118,8 +118,10 @@ def without_dimensions(
     kept = torch.ones(len(moments.unit_sum), dtype=torch.bool, device=moments.unit_sum.device)
     kept[left_out] = False
     n = moments.directions
-    # What is left of 1: Σx̂_k² of float32 rows is exact to a part of what it adds up to.
-    energy = 1 - float(moments.unit_square_sum[~kept].sum()) / n if n else math.nan
+    # Of all energy, not of n: as exact where little is left as where little is left out, though
+    # Σx̂_k² of float32 rows is not exact to float64.
+    squares = moments.unit_square_sum
+    energy = float(squares[kept].sum() / squares.sum()) if n else math.nan
     mean = float(contributions(moments)[kept].sum())
     bounds = sigma = None
     if grams is not None:
