@@ -66,6 +66,9 @@ inline __attribute__((always_inline)) void gap() { __asm__ volatile(".rept 8\n\t
   } while (false)
 #define LOAD_FROM(tile, at) TILE_OPERATION(_tile_loadd(tile, at, 64))
 #define LOAD(tile, panel, digit) LOAD_FROM(tile, panel + (digit) * TILE_BYTES)
+// A tile that is not needed again soon: it does not drive the others out of the first-level cache.
+#define STREAM_FROM(tile, at) TILE_OPERATION(_tile_stream_loadd(tile, at, 64))
+#define STREAM(tile, panel, digit) STREAM_FROM(tile, panel + (digit) * TILE_BYTES)
 #define MULTIPLY(sum, a, b) TILE_OPERATION(_tile_dpbssd(sum, a, b))
 #define MULTIPLY_BF16(sum, a, b) TILE_OPERATION(_tile_dpbf16ps(sum, a, b))
 
@@ -119,9 +122,9 @@ inline __attribute__((always_inline)) void add_step_of_three(const int8_t* a, co
   int operation = 0;
   const auto gap = [&]() __attribute__((always_inline)) { between(operation++); };
   LOAD(7, a, 1);
-  LOAD(6, b, 1);
+  STREAM(6, b, 1);
   MULTIPLY(2, 7, 6);
-  LOAD(5, b, 0);
+  STREAM(5, b, 0);
   MULTIPLY(1, 7, 5);
   LOAD(4, a, 2);
   MULTIPLY(2, 4, 5);
@@ -129,7 +132,7 @@ inline __attribute__((always_inline)) void add_step_of_three(const int8_t* a, co
   LOAD(4, a, 0);
   MULTIPLY(0, 4, 5);
   MULTIPLY(1, 4, 6);
-  LOAD(5, b, 2);
+  STREAM(5, b, 2);
   MULTIPLY(2, 4, 5);
   if constexpr (LAST) MULTIPLY(3, 7, 5);
 }

@@ -143,10 +143,11 @@ struct Packing {
     move_up(sums[3], 2 * DIGIT_BITS, sums[2]);
   }
 
+  /// A row of products, of which row of a and from which partner on.
+  static uint32_t row_at(uint32_t row) { return row; }
+  static uint32_t partner_at(uint32_t) { return 0; }
   static __m512 row_of(const Sums* sums, uint32_t row) {
-    const auto sum = [&](int weight) {
-      return _mm512_load_si512(sums[row / PAIR_PANEL][weight] + row % PAIR_PANEL * 16);
-    };
+    const auto sum = [&](int weight) { return _mm512_load_si512(sums[0][weight] + row * 16); };
     const __m512 light = _mm512_cvtepi32_ps(sum(2)), middle = _mm512_cvtepi32_ps(sum(1));
     const __m512 digit = _mm512_set1_ps(0x1p-8f);
     return (light * digit + middle) * digit + _mm512_cvtepi32_ps(sum(0));
@@ -193,8 +194,8 @@ struct Packing<bf16> {
       };
       const int64_t at = at_step(0);
       LOAD_FROM(4, a + at);
-      LOAD_FROM(6, b + at);
-      LOAD_FROM(7, b + at + panel);
+      STREAM_FROM(6, b + at);
+      STREAM_FROM(7, b + at + panel);
       LOAD_FROM(5, a + at + panel);
       for (int64_t k = 1; k <= count; ++k) {
         // Those of the next step are loaded in this one: where another thread runs on the core, a
@@ -209,9 +210,9 @@ struct Packing<bf16> {
           MULTIPLY_BF16(1, 4, 7);
           LOAD_FROM(4, a + next);
           MULTIPLY_BF16(2, 5, 6);
-          LOAD_FROM(6, b + next);
+          STREAM_FROM(6, b + next);
           MULTIPLY_BF16(3, 5, 7);
-          LOAD_FROM(7, b + next + panel);
+          STREAM_FROM(7, b + next + panel);
           LOAD_FROM(5, a + next + panel);
         });
       }
@@ -234,8 +235,10 @@ struct Packing<bf16> {
     _tile_stored(3, sums[3], 64);
   }
 
+  static uint32_t row_at(uint32_t row) { return row / 32 * 16 + row % 16; }
+  static uint32_t partner_at(uint32_t row) { return row / 16 % 2 * 16; }
   static __m512 row_of(const Sums* sums, uint32_t row) {
-    return _mm512_load_ps(sums[row / PAIR_PANEL] + row % PAIR_PANEL * 16);
+    return _mm512_load_ps(sums[0] + row * 16);
   }
 };
 
@@ -263,26 +266,34 @@ class Counter {
     copies_ = _mm512_load_si512(copies);
   }
 
-  /// Takes note of the extremes of cosines and gives their counters, two to a word: of all of them,
-  /// or of those whose bit in `kept` is set. Rounding may have carried them a little beyond 1.
-  inline __attribute__((always_inline)) void place(__m512 cosine, bool all, __mmask16 kept,
-                                                   uint64_t (&at)[8]) {
-    // Bin k is counter k + 1.
-    __m512i bin = _mm512_cvttps_epi32(_mm512_fmadd_ps(cosine, per_unit_, start_));
-    bin = _mm512_min_epi32(_mm512_max_epi32(bin, _mm512_set1_epi32(1)), last_);
-    if (some_outside_) bin = move_outside(cosine, bin);
-    if (all) {
-      least_ = _mm512_min_ps(least_, cosine);
-      largest_ = _mm512_max_ps(largest_, cosine);
-    } else {
-      least_ = _mm512_mask_min_ps(least_, kept, least_, cosine);
-      largest_ = _mm512_mask_max_ps(largest_, kept, largest_, cosine);
-      bin = _mm512_mask_set1_epi32(bin, static_cast<__mmask16>(~kept), static_cast<int>(bins_) + 2);
-    }
-    _mm512_store_si512(at, _mm512_add_epi32(bin, copies_));
-    // They come back as scalars by loads, not by moves from a vector, which take more operations.
-    __asm__("" : "+m"(at));
+  /// Takes note of the extremes of cosines and gives their counters, two to a word. Rounding may
+  /// have carried them a little beyond 1.
+  inline __attribute__((always_inline)) void place(__m512 cosine, uint64_t* at) {
+    least_ = _mm512_min_ps(least_, cosine);
+    largest_ = _mm512_max_ps(largest_, cosine);
+    store(bin_of(cosine), at);
   }
+
+  /// The same of those whose bit in `kept` is set; some may lie outside of the bins.
+  inline __attribute__((always_inline)) void place_some(__m512 cosine, __mmask16 kept,
+                                                        uint64_t* at) {
+    least_ = _mm512_mask_min_ps(least_, kept, least_, cosine);
+    largest_ = _mm512_mask_max_ps(largest_, kept, largest_, cosine);
+    __m512i bin = bin_of(cosine);
+    const auto set = [&](__mmask16 where, int64_t value) {
+      bin = _mm512_mask_set1_epi32(bin, where, static_cast<int>(value));
+    };
+    set(_mm512_cmp_ps_mask(cosine, low_, _CMP_LT_OQ), 0);
+    set(_mm512_cmp_ps_mask(cosine, high_, _CMP_GT_OQ), bins_ + 1);
+    set(static_cast<__mmask16>(~kept), bins_ + 2);
+    store(bin, at);
+  }
+
+  /// The counters of pairs that do not count.
+  void place_none(uint64_t* at) const { store(_mm512_set1_epi32(static_cast<int>(bins_) + 2), at); }
+
+  /// Whether cosines may lie outside of the bins.
+  bool some_outside() const { return some_outside_; }
 
   /// Counts the two cosines of a word of counters.
   void count(uint64_t two) const {
@@ -303,12 +314,14 @@ class Counter {
   }
 
  private:
-  /// The counters of cosines below low and above high.
-  __m512i move_outside(__m512 cosine, __m512i bin) const {
-    const __mmask16 below = _mm512_cmp_ps_mask(cosine, low_, _CMP_LT_OQ);
-    const __mmask16 above = _mm512_cmp_ps_mask(cosine, high_, _CMP_GT_OQ);
-    bin = _mm512_mask_set1_epi32(bin, below, 0);
-    return _mm512_mask_set1_epi32(bin, above, static_cast<int>(bins_) + 1);
+  /// The counters of cosines, all taken to lie in some bin: bin k is counter k + 1.
+  __m512i bin_of(__m512 cosine) const {
+    const __m512i bin = _mm512_cvttps_epi32(_mm512_fmadd_ps(cosine, per_unit_, start_));
+    return _mm512_min_epi32(_mm512_max_epi32(bin, _mm512_set1_epi32(1)), last_);
+  }
+
+  void store(__m512i bin, uint64_t* at) const {
+    _mm512_store_si512(at, _mm512_add_epi32(bin, copies_));
   }
 
   const PairPlan* plan_;
@@ -360,7 +373,7 @@ class Pairs {
  private:
   typedef Packing<T> P;
   static constexpr int64_t TILES = P::SIDE * P::SIDE, SIDE = P::SIDE * PAIR_PANEL;
-  static constexpr uint32_t ROWS = TILES * PAIR_PANEL;
+  static constexpr uint32_t ROWS = TILES * PAIR_PANEL, LAG = 4;
 
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -414,23 +427,30 @@ class Pairs {
   void add_block(int64_t first, int64_t count, int64_t block, int64_t partners) {
     pack_block(first, block, (partners + PAIR_GROUP - 1) / PAIR_GROUP * PAIR_GROUP);
     alignas(64) typename P::Sums sums[2][TILES];
-    Backlog backlog(*this, counter_);
+    alignas(64) uint64_t places[2 * LAG][8];
+    Backlog backlog(*this, counter_, places);
     int turn = 0;
     const int64_t begin = self_ && block > first ? (block - first) / SIDE * SIDE : 0;
     for (int64_t i = begin; i < count; i += SIDE) {
       const int64_t end = self_ ? least(partners, first + i - block + SIDE) : partners;
       const int8_t* rows = scratch_.chunk + i / PAIR_PANEL * panel_;
+      // The next rows come nearer with every step.
+      Prefetch ahead(rows + P::SIDE * panel_, i + SIDE < count ? P::SIDE * panel_ : 0);
+      const int64_t products = (end + SIDE - 1) / SIDE * steps_;
+      const int64_t lines = (P::SIDE * panel_ / 64 + products - 1) / (products > 0 ? products : 1);
       for (int64_t j = 0; j < end; j += SIDE, turn ^= 1) {
         const float rest = scratch_.chunk_rest[i / PAIR_PANEL] * member_.block_rest[j / PAIR_PANEL];
         const int8_t* partners_at = member_.block + j / PAIR_PANEL * panel_;
         P::multiply(rows, partners_at, panel_, steps_, rest, turn, sums[turn],
-                    [&](auto run) __attribute__((always_inline)) { backlog.beside(run); });
+                    [&](auto run) __attribute__((always_inline)) {
+                      ahead.lines(lines);
+                      backlog.beside(run);
+                    });
         backlog.next({sums[turn], scratch_.chunk_scale + i, member_.block_scale + j, first + i,
-                      block + j, whole(first + i, block + j)});
+                      block + j, whole(first + i, block + j) && !counter_.some_outside()});
       }
     }
-    backlog.finish();
-    counter_ = backlog.counter();
+    counter_ = backlog.finish();
   }
 
   /// Tiles multiplied together.
@@ -438,56 +458,67 @@ class Pairs {
     const typename P::Sums* sums;
     const float *row_scales, *partner_scales;
     int64_t row, partner;  // the first ones, in a and b
-    bool whole;            // every product is that of a pair
+    bool all;              // every product is that of a pair, in some bin
   };
 
-  /// Counts the rows of tiles while the next ones are multiplied: some increments after every tile
-  /// operation, because a core shared with another thread looks ahead over little more than one.
+  /// Places and counts the rows of tiles while the next ones are multiplied: some increments after
+  /// every tile operation, because a core shared with another thread looks ahead over little more
+  /// than one. A row is counted some rows after it is placed, so that no increment waits for that.
   class Backlog {
    public:
-    Backlog(const Pairs& pairs, const Counter& counter) : pairs_(pairs), counter_(counter) {}
+    Backlog(const Pairs& pairs, const Counter& counter, uint64_t (&places)[2 * LAG][8])
+        : pairs_(pairs), counter_(counter), places_(places) {
+      for (auto& place : places) counter_.place_none(place);
+    }
 
-    /// Counts what is left of the tiles before, and takes up these.
+    /// Places what is left of the tiles before, and takes up these.
     void next(const Tiles& tiles) {
-      finish();
+      while (row_ < ROWS) pass_row();
       tiles_ = tiles;
       row_ = 0;
       due_ = 0;
     }
 
-    void finish() {
-      while (row_ < ROWS) count_row();
+    /// Counts what is left.
+    Counter finish() {
+      while (row_ < ROWS) pass_row();
+      for (uint32_t row = 0; row < LAG; ++row) {
+        for (int k = 0; k < 8; ++k) counter_.count(counted(row)[k]);
+      }
+      return counter_;
     }
 
-    /// Calls run(between), a step of a product, and counts its share of rows in between.
+    /// Calls run(between), a step of a product, and passes its share of rows in between.
     template <class Run>
     inline __attribute__((always_inline)) void beside(Run run) {
       uint32_t rows = 0;
       for (due_ += ROWS; due_ >= pairs_.steps_; due_ -= pairs_.steps_) ++rows;
       if (rows > ROWS - row_) rows = ROWS - row_;
-      for (; rows > 4; --rows) count_row();
+      for (; rows > 4; --rows) pass_row();
       switch (rows) {
         case 0:
-          return count_beside<0>(run);
+          return pass_beside<0>(run);
         case 1:
-          return count_beside<1>(run);
+          return pass_beside<1>(run);
         case 2:
-          return count_beside<2>(run);
+          return pass_beside<2>(run);
         case 3:
-          return count_beside<3>(run);
+          return pass_beside<3>(run);
         default:
-          return count_beside<4>(run);
+          return pass_beside<4>(run);
       }
     }
 
-    const Counter& counter() const { return counter_; }
-
    private:
     template <int R, class Run>
-    inline __attribute__((always_inline)) void count_beside(Run run) {
-      alignas(64) uint64_t at[R > 0 ? R : 1][8];
+    inline __attribute__((always_inline)) void pass_beside(Run run) {
+      static_assert(R <= LAG);
+      const uint64_t* at[R > 0 ? R : 1];
 #pragma GCC unroll 4
-      for (int row = 0; row < R; ++row) place_row(at[row]);
+      for (int row = 0; row < R; ++row) {
+        at[row] = counted(row_);
+        place_row();
+      }
       run([&](int operation, int count) __attribute__((always_inline)) {
         const int begin = operation * 8 * R / count, end = (operation + 1) * 8 * R / count;
         if (begin == end) gap();
@@ -496,27 +527,33 @@ class Pairs {
       });
     }
 
-    inline __attribute__((always_inline)) void count_row() {
-      count_beside<1>([](auto between) __attribute__((always_inline)) { between(0, 1); });
+    inline __attribute__((always_inline)) void pass_row() {
+      pass_beside<1>([](auto between) __attribute__((always_inline)) { between(0, 1); });
     }
 
-    inline __attribute__((always_inline)) void place_row(uint64_t (&at)[8]) {
-      constexpr uint32_t PANEL = PAIR_PANEL, TILES_WIDE = P::SIDE;
-      const uint32_t tile = row_ / PANEL;
-      const uint32_t row = tile / TILES_WIDE * PANEL + row_ % PANEL;
-      const uint32_t partner = tile % TILES_WIDE * PANEL;
+    inline __attribute__((always_inline)) void place_row() {
+      const uint32_t row = P::row_at(row_), partner = P::partner_at(row_);
       const __m512 scale =
           _mm512_set1_ps(tiles_.row_scales[row]) * _mm512_loadu_ps(tiles_.partner_scales + partner);
-      const __mmask16 kept =
-          tiles_.whole ? 0xffff : pairs_.partners_of(tiles_.row + row, tiles_.partner + partner);
-      counter_.place(P::row_of(tiles_.sums, row_) * scale, tiles_.whole, kept, at);
+      const __m512 cosine = P::row_of(tiles_.sums, row_) * scale;
+      uint64_t* at = places_[row_ % (2 * LAG)];
+      if (tiles_.all) {
+        counter_.place(cosine, at);
+      } else {
+        counter_.place_some(cosine, pairs_.partners_of(tiles_.row + row, tiles_.partner + partner),
+                            at);
+      }
       ++row_;
     }
 
+    /// The places of the row to count when row k is placed.
+    const uint64_t* counted(uint32_t k) const { return places_[(k + LAG) % (2 * LAG)]; }
+
     const Pairs& pairs_;
     Counter counter_;
+    uint64_t (&places_)[2 * LAG][8];  // counters of the last rows
     Tiles tiles_{};
-    uint32_t row_ = ROWS;  // the next one to count
+    uint32_t row_ = ROWS;  // the next one to place
     int64_t due_ = 0;      // what is left of the share of a step, times the steps
   };
 
