@@ -228,20 +228,20 @@ class Bf16Products {
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    LOAD(4, a, 0);
+    STREAM(4, a, 0);
     LOAD(6, b, 0);
     LOAD(7, b, other);
-    LOAD(5, a, BF16_STEPS);
+    STREAM(5, a, BF16_STEPS);
     for (int64_t k = 0; k < steps; ++k) {
       if (k + 1 < steps) a += TILE_BYTES, b += BF16_PARTS * TILE_BYTES;
       MULTIPLY_BF16(0, 4, 6);
       MULTIPLY_BF16(2, 4, 7);
-      LOAD(4, a, 0);
+      STREAM(4, a, 0);
       MULTIPLY_BF16(1, 5, 6);
       LOAD(6, b, 0);
       MULTIPLY_BF16(3, 5, 7);
       LOAD(7, b, other);
-      LOAD(5, a, BF16_STEPS);
+      STREAM(5, a, BF16_STEPS);
       between(k);
     }
     _tile_stored(0, sums[0], 64);
@@ -260,8 +260,8 @@ class Bf16Products {
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t k = 0; k < steps; ++k) {
-      LOAD(4, a, 0);
-      LOAD(5, a, BF16_STEPS);
+      STREAM(4, a, 0);
+      STREAM(5, a, BF16_STEPS);
       if constexpr (SQUARES) LOAD(6, b, 0);
       LOAD(7, b, 1);
       if constexpr (SQUARES) {

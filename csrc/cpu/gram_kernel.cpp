@@ -268,12 +268,12 @@ class Block {
 
   /// A panel, which stays in the first-level cache, against a band of others, whose digits stay in
   /// the second, over the part of the block from `step` on. At every fourth tile operation, some
-  /// rows of the sums of the pair before are promoted and some lines of the next panel come nearer.
+  /// rows of the sums of the pair before are promoted, from a fifth of the way on, when they have
+  /// been stored, and some lines of the next panel come nearer.
   void multiply_panel(int64_t panel, int64_t first, int64_t last, int64_t step, int64_t steps,
                       double* sums) const {
     constexpr int EVERY = 4;
-    const int64_t stops = OPERATIONS<S> / EVERY * steps;
-    const int64_t rows = (GRAM_PANEL + stops - 1) / stops;
+    const int64_t stops = OPERATIONS<S> / EVERY * steps, late = stops / 5;
     const int64_t lines = STEPS * S * TILE_BYTES / 64 / (stops * (last - first)) + 1;
     alignas(64) TileSums<S> products[2];
     const int8_t* left = scratch_.digits + tile_at(panel, step);
@@ -281,12 +281,15 @@ class Block {
     Promotion before{};
     for (int64_t other = first; other < last; ++other) {
       TileSums<S>& found = products[other % 2];
+      int64_t due = -late * GRAM_PANEL;
       const int8_t* partner = right() + tile_at(other - first, 0);
       add_products<S>(left, partner, steps, found,
                       [&](int operation) __attribute__((always_inline)) {
                         if (operation % EVERY != EVERY - 1) return gap();
                         next.lines(lines);
-                        before.promote(rows);
+                        for (due += GRAM_PANEL; due >= stops - late; due -= stops - late) {
+                          before.promote(1);
+                        }
                       });
       before.promote(GRAM_PANEL);
       before = Promotion{&found, scratch_.factors + panel * GRAM_PANEL,
