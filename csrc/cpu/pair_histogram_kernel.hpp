@@ -17,7 +17,7 @@ struct PairPlan {
   int64_t row_bytes;   // of one packed row: bfloat16 as it is, or three digits of every number;
                        // without AMX float32
   int64_t chunk_rows;  // as many as fill 32 MiB
-  int64_t block_rows;  // as many as fill 1 MiB, half of the second-level cache
+  int64_t block_rows;  // as many as fill 768 KiB of the second-level cache
   int64_t stride;  // of one copy of the counters: below, bins, above, and pairs that do not count
   int copies;      // of the counters, so that pairs in the same bin do not wait for each other
 };
