@@ -66,21 +66,22 @@ inline __attribute__((always_inline)) void gap() { __asm__ volatile(".rept 8\n\t
   } while (false)
 #define LOAD_FROM(tile, at) TILE_OPERATION(_tile_loadd(tile, at, 64))
 #define LOAD(tile, panel, digit) LOAD_FROM(tile, panel + (digit) * TILE_BYTES)
-// A tile that is not needed again soon: it does not drive the others out of the first-level cache.
+// A tile that is not needed again soon, and does not drive what is out of the first-level cache.
 #define STREAM_FROM(tile, at) TILE_OPERATION(_tile_stream_loadd(tile, at, 64))
 #define STREAM(tile, panel, digit) STREAM_FROM(tile, panel + (digit) * TILE_BYTES)
 #define MULTIPLY(sum, a, b) TILE_OPERATION(_tile_dpbssd(sum, a, b))
 #define MULTIPLY_BF16(sum, a, b) TILE_OPERATION(_tile_dpbf16ps(sum, a, b))
 
-/// How many tile operations a step of the products of S digits is. It must be right: pair_histogram
-/// spreads its counts over so many.
+/// How many tile operations a step of the products of S digits is. It must be right: counts and
+/// promotions are spread over so many.
 template <int S, bool LAST = true>
 constexpr int OPERATIONS = S == 5 ? 27
                            : LAST ? 14
                                   : 12;
 
-/// The products of one step of five digits, in tiles 0 to 4 by weight. between(k) comes after the
-/// k-th tile operation. Of all orders with three tiles for digits none loads fewer than 12.
+/// The products of one step of five digits, in tiles 0 to 4 by weight. Tiles of a stay in the
+/// first-level cache, those of b pass by. between(k) comes after the k-th tile operation. Of all
+/// orders with three tiles for digits none loads fewer than 12.
 template <class Between>
 inline __attribute__((always_inline)) void add_step_of_five(const int8_t* a, const int8_t* b,
                                                             Between between) {
@@ -115,10 +116,10 @@ inline __attribute__((always_inline)) void add_step_of_five(const int8_t* a, con
   MULTIPLY(2, 6, 7);
 }
 
-/// The same of three digits, in tiles 0 to 3; without LAST the products of weight 3 are left out,
-/// and no product comes right after the load of one of its tiles: where another thread runs on the
-/// same core, little more than two tile operations are on their way at a time (measured: as long
-/// as all of them one after the other, and 8 % longer where products wait for loads).
+/// The same of three digits, in tiles 0 to 3; without LAST the products of weight 3 are left out.
+/// No product comes right after the load of one of its tiles: where another thread runs on the same
+/// core, little more than one or two tile operations are on their way at a time (measured: a step
+/// takes as long as its loads and its products alone together, 8 % more where products wait).
 template <bool LAST, class Between>
 inline __attribute__((always_inline)) void add_step_of_three(const int8_t* a, const int8_t* b,
                                                              Between between) {
@@ -127,19 +128,22 @@ inline __attribute__((always_inline)) void add_step_of_three(const int8_t* a, co
   LOAD(7, a, 1);
   STREAM(6, b, 1);
   STREAM(5, b, 0);
-  MULTIPLY(2, 7, 6);
-  LOAD(4, a, 2);
-  MULTIPLY(1, 7, 5);
   if constexpr (LAST) {
-    MULTIPLY(2, 4, 5);
+    LOAD(4, a, 2);
+    MULTIPLY(2, 7, 6);
     MULTIPLY(3, 4, 6);
+    MULTIPLY(2, 4, 5);
     LOAD(4, a, 0);
+    MULTIPLY(1, 7, 5);
     MULTIPLY(0, 4, 5);
-    MULTIPLY(1, 4, 6);
     STREAM(5, b, 2);
+    MULTIPLY(1, 4, 6);
     MULTIPLY(2, 4, 5);
     MULTIPLY(3, 7, 5);
   } else {
+    MULTIPLY(2, 7, 6);
+    LOAD(4, a, 2);
+    MULTIPLY(1, 7, 5);
     LOAD(7, a, 0);
     MULTIPLY(2, 4, 5);
     STREAM(4, b, 2);

@@ -268,8 +268,8 @@ class Block {
 
   /// A panel, which stays in the first-level cache, against a band of others, whose digits stay in
   /// the second, over the part of the block from `step` on. At every fourth tile operation, some
-  /// rows of the sums of the pair before are promoted, from a fifth of the way on, when they have
-  /// been stored, and some lines of the next panel come nearer.
+  /// rows of the sums of the pair before are promoted, not before a fifth of the way (their stores
+  /// have ended by then), and some lines of the next panel come nearer.
   void multiply_panel(int64_t panel, int64_t first, int64_t last, int64_t step, int64_t steps,
                       double* sums) const {
     constexpr int EVERY = 4;
@@ -288,17 +288,16 @@ class Block {
                         if (operation % EVERY != EVERY - 1) return gap();
                         next.lines(lines);
                         for (due += GRAM_PANEL; due >= stops - late; due -= stops - late) {
-                          before.promote(1);
+                          before.promote();
                         }
                       });
-      before.promote(GRAM_PANEL);
       before = Promotion{&found, scratch_.factors + panel * GRAM_PANEL,
                          scratch_.factors + other * GRAM_PANEL, gram_place(sums, panel, other)};
     }
-    before.promote(GRAM_PANEL);
+    for (int i = 0; i < GRAM_PANEL; ++i) before.promote();
   }
 
-  /// sums += Σ_w products[w] 2^(-8w) · row factor · column factor, some rows at a time. What stands
+  /// sums += Σ_w products[w] 2^(-8w) · row factor · column factor, a row at a time. What stands
   /// below 2^(-8) of the first weight (S = 3: below 1) is added in float32: off the diagonal its
   /// rounding lies beyond the digits; on it, where squares add up, at some 4e-12 of a part's sum.
   struct Promotion {
@@ -308,10 +307,8 @@ class Block {
     double* sums;
     int next = 0;
 
-    void promote(int64_t rows) {
-      if (products == nullptr) return;
-      const int end = next + rows < GRAM_PANEL ? static_cast<int>(next + rows) : GRAM_PANEL;
-      for (; next < end; ++next) promote_row(next);
+    void promote() {
+      if (products != nullptr) promote_row(next++);
     }
 
     void promote_row(int i) const {

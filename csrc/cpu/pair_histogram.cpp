@@ -11,6 +11,14 @@
 namespace aniso::cpu {
 namespace {
 
+// What a chunk and a block of partners may take, and the least a packed row takes.
+constexpr int64_t CHUNK_BYTES = int64_t{32} << 20, BLOCK_BYTES = int64_t{768} << 10;
+constexpr int64_t LEAST_ROW_BYTES = 64;
+constexpr int LEAST_COPIES = 2;
+// All pairs of a chunk and a block may lie in one bin: its counters have 32 bits.
+static_assert(CHUNK_BYTES / LEAST_ROW_BYTES * (BLOCK_BYTES / LEAST_ROW_BYTES) / LEAST_COPIES <
+              int64_t{1} << 32);
+
 int64_t rows_in(int64_t bytes, int64_t row_bytes, int64_t needed) {
   const auto whole = [](int64_t rows) { return (rows + PAIR_GROUP - 1) / PAIR_GROUP * PAIR_GROUP; };
   return std::min(whole(needed), std::max(PAIR_GROUP, bytes / row_bytes / PAIR_GROUP * PAIR_GROUP));
@@ -22,12 +30,12 @@ PairPlan pair_plan(const RowsView& a, int64_t bins, bool amx) {
   if (amx) {
     plan.row_bytes = a.dtype == DType::bf16 ? (a.d + 31) / 32 * 64 : (a.d + 63) / 64 * 64 * 3;
   }
-  plan.chunk_rows = rows_in(int64_t{32} << 20, plan.row_bytes, a.n);
-  plan.block_rows = rows_in(int64_t{768} << 10, plan.row_bytes, int64_t{1} << 20);
+  plan.chunk_rows = rows_in(CHUNK_BYTES, plan.row_bytes, a.n);
+  plan.block_rows = rows_in(BLOCK_BYTES, plan.row_bytes, int64_t{1} << 20);
   plan.stride = bins + 3;
   // More copies evict the rows from the caches (of 65,536 bins, 4 cost 10 to 20 % more than 2),
   // fewer make pairs in one bin wait.
-  plan.copies = bins > 16384 ? 2 : 4;
+  plan.copies = bins > 16384 ? LEAST_COPIES : 2 * LEAST_COPIES;
   return plan;
 }
 

@@ -136,18 +136,19 @@ struct Packing {
     _tile_zero(0);
     for (int64_t step = 0; step < steps; ++step) {
       LOAD(6, a + step * STEP_BYTES, 2);
-      LOAD(7, b + step * STEP_BYTES, 2);
+      STREAM(7, b + step * STEP_BYTES, 2);
       MULTIPLY(0, 6, 7);
     }
     _tile_stored(0, sums[3], 64);
     move_up(sums[3], 2 * DIGIT_BITS, sums[2]);
   }
 
-  /// A row of products, of which row of a and from which partner on.
-  static uint32_t row_at(uint32_t row) { return row; }
+  /// Of row k of the products, tile after tile: the row of a and the first partner, counted from
+  /// those of the tiles, and its 16 sums.
+  static uint32_t row_at(uint32_t k) { return k; }
   static uint32_t partner_at(uint32_t) { return 0; }
-  static __m512 row_of(const Sums* sums, uint32_t row) {
-    const auto sum = [&](int weight) { return _mm512_load_si512(sums[0][weight] + row * 16); };
+  static __m512 row_of(const Sums* sums, uint32_t k) {
+    const auto sum = [&](int weight) { return _mm512_load_si512(sums[0][weight] + k * 16); };
     const __m512 light = _mm512_cvtepi32_ps(sum(2)), middle = _mm512_cvtepi32_ps(sum(1));
     const __m512 digit = _mm512_set1_ps(0x1p-8f);
     return (light * digit + middle) * digit + _mm512_cvtepi32_ps(sum(0));
@@ -235,10 +236,13 @@ struct Packing<bf16> {
     _tile_stored(3, sums[3], 64);
   }
 
-  static uint32_t row_at(uint32_t row) { return row / 32 * 16 + row % 16; }
-  static uint32_t partner_at(uint32_t row) { return row / 16 % 2 * 16; }
-  static __m512 row_of(const Sums* sums, uint32_t row) {
-    return _mm512_load_ps(sums[0] + row * 16);
+  static uint32_t row_at(uint32_t k) {
+    constexpr uint32_t PANEL = PAIR_PANEL;
+    return k / (2 * PANEL) * PANEL + k % PANEL;
+  }
+  static uint32_t partner_at(uint32_t k) { return k & PAIR_PANEL; }
+  static __m512 row_of(const Sums* sums, uint32_t k) {
+    return _mm512_load_ps(reinterpret_cast<const float*>(sums) + k * 16);
   }
 };
 
@@ -266,15 +270,15 @@ class Counter {
     copies_ = _mm512_load_si512(copies);
   }
 
-  /// Takes note of the extremes of cosines and gives their counters, two to a word. Rounding may
-  /// have carried them a little beyond 1.
+  /// Takes note of the extremes of cosines that lie in bins and gives their counters, two to a
+  /// word. Rounding may have carried them a little beyond 1.
   inline __attribute__((always_inline)) void place(__m512 cosine, uint64_t* at) {
     least_ = _mm512_min_ps(least_, cosine);
     largest_ = _mm512_max_ps(largest_, cosine);
     store(bin_of(cosine), at);
   }
 
-  /// The same of those whose bit in `kept` is set; some may lie outside of the bins.
+  /// The same of those whose bit in `kept` is set, wherever they lie.
   inline __attribute__((always_inline)) void place_some(__m512 cosine, __mmask16 kept,
                                                         uint64_t* at) {
     least_ = _mm512_mask_min_ps(least_, kept, least_, cosine);
@@ -373,7 +377,10 @@ class Pairs {
  private:
   typedef Packing<T> P;
   static constexpr int64_t TILES = P::SIDE * P::SIDE, SIDE = P::SIDE * PAIR_PANEL;
-  static constexpr uint32_t ROWS = TILES * PAIR_PANEL, LAG = 4;
+  static constexpr uint32_t ROWS = TILES * PAIR_PANEL;
+  // Rows between the one that is placed and the one that is counted.
+  static constexpr uint32_t LAG = 4;
+  static_assert(ROWS % (2 * LAG) == 0, "the ring of places goes on from tiles to tiles");
 
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -435,9 +442,9 @@ class Pairs {
       const int64_t end = self_ ? least(partners, first + i - block + SIDE) : partners;
       const int8_t* rows = scratch_.chunk + i / PAIR_PANEL * panel_;
       // The next rows come nearer with every step.
-      Prefetch ahead(rows + P::SIDE * panel_, i + SIDE < count ? P::SIDE * panel_ : 0);
-      const int64_t products = (end + SIDE - 1) / SIDE * steps_;
-      const int64_t lines = (P::SIDE * panel_ / 64 + products - 1) / (products > 0 ? products : 1);
+      const int64_t bytes = P::SIDE * panel_;
+      Prefetch ahead(rows + bytes, i + SIDE < count ? bytes : 0);
+      const int64_t lines = bytes / 64 / ((end + SIDE - 1) / SIDE * steps_) + 1;
       for (int64_t j = 0; j < end; j += SIDE, turn ^= 1) {
         const float rest = scratch_.chunk_rest[i / PAIR_PANEL] * member_.block_rest[j / PAIR_PANEL];
         const int8_t* partners_at = member_.block + j / PAIR_PANEL * panel_;
@@ -463,7 +470,7 @@ class Pairs {
 
   /// Places and counts the rows of tiles while the next ones are multiplied: some increments after
   /// every tile operation, because a core shared with another thread looks ahead over little more
-  /// than one. A row is counted some rows after it is placed, so that no increment waits for that.
+  /// than one or two. A row is counted LAG rows after it is placed: no increment waits for that.
   class Backlog {
    public:
     Backlog(const Pairs& pairs, const Counter& counter, uint64_t (&places)[2 * LAG][8])
@@ -551,7 +558,8 @@ class Pairs {
 
     const Pairs& pairs_;
     Counter counter_;
-    uint64_t (&places_)[2 * LAG][8];  // counters of the last rows
+    // Counters of the last rows. Elsewhere, so that the members here stay in registers.
+    uint64_t (&places_)[2 * LAG][8];
     Tiles tiles_{};
     uint32_t row_ = ROWS;  // the next one to place
     int64_t due_ = 0;      // what is left of the share of a step, times the steps
