@@ -66,11 +66,11 @@ class HalfSums {
     }
   }
 
-  void add(const T* const* rows, const Direction* directions, int count) {
+  void add(const T* const* rows, const double* inverses, int count) {
     int j = 0;
-    for (; j + MAX_GROUP <= count; j += MAX_GROUP) add_rows<MAX_GROUP>(rows + j, directions + j);
-    for (; j + MIN_GROUP <= count; j += MIN_GROUP) add_rows<MIN_GROUP>(rows + j, directions + j);
-    for (; j < count; ++j) add_rows<1>(rows + j, directions + j);
+    for (; j + MAX_GROUP <= count; j += MAX_GROUP) add_rows<MAX_GROUP>(rows + j, inverses + j);
+    for (; j + MIN_GROUP <= count; j += MIN_GROUP) add_rows<MIN_GROUP>(rows + j, inverses + j);
+    for (; j < count; ++j) add_rows<1>(rows + j, inverses + j);
     pending_ += count;
     if (pending_ + MAX_GROUP > SPAN) promote();
   }
@@ -123,14 +123,14 @@ class HalfSums {
   }
 
   template <int R>
-  void add_rows(const T* const* rows, const Direction* directions) {
+  void add_rows(const T* const* rows, const double* inverses) {
     // Copies, which the stores below cannot change.
     const T* row[R];
     float inverse[R], inverse2[R];
     for (int j = 0; j < R; ++j) {
       row[j] = rows[j];
-      inverse[j] = static_cast<float>(directions[j].inverse);
-      inverse2[j] = static_cast<float>(directions[j].inverse2);
+      inverse[j] = static_cast<float>(inverses[j]);
+      inverse2[j] = static_cast<float>(inverses[j] * inverses[j]);
     }
     const int64_t ahead = ahead_, chunked = chunked_;
     float* partial = partial_;

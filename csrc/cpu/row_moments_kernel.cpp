@@ -38,18 +38,18 @@ class Group {
       for (int64_t k = chunked_; k < d_; ++k) squares[j] += value(row[k]) * value(row[k]);
       if (squares[j] >= Sums::MIN_SQUARES && squares[j] <= Sums::MAX_SQUARES) {
         const double norm = __builtin_sqrt(squares[j]);
-        const Direction direction{1.0 / norm, 1.0 / squares[j]};
+        const double inverse = 1.0 / norm;
         count_row(norm);
         for (int64_t k = chunked_; k < d_; ++k)
-          sums_.add_one(k, value(row[k]), value(row[k]) * direction.inverse);
+          sums_.add_one(k, value(row[k]), value(row[k]) * inverse);
         rows_[kept] = row;
-        directions_[kept] = direction;
+        inverses_[kept] = inverse;
         ++kept;
       } else {
         take_unusual(row);
       }
     }
-    if (kept > 0) sums_.add(rows_, directions_, kept);
+    if (kept > 0) sums_.add(rows_, inverses_, kept);
     count_ = 0;
   }
 
@@ -85,7 +85,7 @@ class Group {
   int64_t chunked_;  // columns in whole chunks
   int size_;
   const T* rows_[Sums::MAX_GROUP];
-  Direction directions_[Sums::MAX_GROUP];
+  double inverses_[Sums::MAX_GROUP];  // 1/‖x‖
   int count_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// What the two accumulators of row_moments share: directions, unusual rows and reading ahead.
+// What the two accumulators of row_moments share: unusual rows and reading ahead.
 #pragma once
 
 #include "cpu/row_moments.hpp"
@@ -6,11 +6,6 @@
 
 namespace aniso::cpu::ANISO_ISA {
 namespace {
-
-struct Direction {
-  double inverse;   // 1/‖x‖
-  double inverse2;  // 1/‖x‖²
-};
 
 /// A row whose squares leave the safe range: a power of two brings max|x| to [1, 2).
 struct Extreme {

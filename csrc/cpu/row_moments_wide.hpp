@@ -71,10 +71,10 @@ class WideSums {
     for (int j = 0; j < R; ++j) out[j] = sum_lanes(acc[j][0] + acc[j][1]);
   }
 
-  void add(const T* const* rows, const Direction* directions, int count) {
+  void add(const T* const* rows, const double* inverses, int count) {
     int j = 0;
-    for (; j + MAX_GROUP <= count; j += MAX_GROUP) add_rows<MAX_GROUP>(rows + j, directions + j);
-    for (; j < count; ++j) add_rows<1>(rows + j, directions + j);
+    for (; j + MAX_GROUP <= count; j += MAX_GROUP) add_rows<MAX_GROUP>(rows + j, inverses + j);
+    for (; j < count; ++j) add_rows<1>(rows + j, inverses + j);
     pending_ += count;
     if (pending_ + MAX_GROUP > SPAN) promote();
   }
@@ -102,15 +102,15 @@ class WideSums {
   static constexpr int VECTORS = CHUNK / VECTOR;
 
   template <int R>
-  void add_rows(const T* const* rows, const Direction* directions) {
+  void add_rows(const T* const* rows, const double* inverses) {
     // Copies, which the stores below cannot change.
     const T* row[R];
     f64s inverse[R];
     Vector inverse_narrow[R];
     for (int j = 0; j < R; ++j) {
       row[j] = rows[j];
-      inverse[j] = f64s{} + directions[j].inverse;
-      inverse_narrow[j] = Vector{} + static_cast<T>(directions[j].inverse);
+      inverse[j] = f64s{} + inverses[j];
+      inverse_narrow[j] = Vector{} + static_cast<T>(inverses[j]);
     }
     const int64_t d = d_, ahead = ahead_, chunked = chunked_;
     double* const sums = out_.sums;
