@@ -219,7 +219,7 @@ class Bf16Products {
   }
 
   /// Adds up uuᵀ of a group and two panels over steps. Calls between(k) in step k. The tiles of the
-  /// next step are loaded in this one: see Packing<bf16> in pair_histogram_kernel.cpp.
+  /// next step are loaded in this one: see Packing<bf16> in pair_histogram_packing.hpp.
   template <class Between>
   static void add_two_panels(const int8_t* a, const int8_t* b, int64_t steps, Products& sums,
                              Between between) {

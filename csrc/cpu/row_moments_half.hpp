@@ -109,8 +109,8 @@ class HalfSums {
     for (int64_t k = 0; k < CHUNK; ++k) chunk[k] = columns[k];
   }
 
-  /// Squares of 8 and 11 bits are exact in float32, sums of four nearly so: of normal
-  /// rows they lose 3e-9, of rows that one number makes up 1e-7.
+  /// Squares of 8 and 11 bits are exact in float32, sums of four nearly so: of normal rows they
+  /// lose 3e-9, of rows that one number makes up 1e-7.
   static f32s add_squares(f32s sum, const T* chunk) {
     f32s x[2];
     Halves<T>::widen(load_as<u16s>(chunk), x);
