@@ -68,6 +68,39 @@ def test_variance_of_the_cosine_does_not_cancel(target):
     assert result.var == pytest.approx(var, rel=1e-6)
 
 
+@pytest.mark.parametrize("spread", [1.0, 0.3, 0.003])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [2, 3, 19, 20, 21])
+def test_variance_of_fewer_rows_than_dimensions(n, dtype, spread):
+    """By products of rows up to half the dimensions, by products of columns beyond."""
+    x = (torch.randn(1, 40) + spread * torch.randn(n, 40)).to(dtype)
+    exact = float(reference.pair_cosines(x.double()).var(unbiased=False))
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-3}.get(dtype, 1e-9) if n > 20 else 1e-9
+    assert aniso.cosine_stats(x).var == pytest.approx(exact, rel=tolerance, abs=1e-28)
+
+
+@pytest.mark.parametrize("left_out", [None, [3, 7]])
+def test_few_rows_are_those_that_count(left_out):
+    x = torch.randn(50, 40)
+    x[4] = 0
+    x[5, [k for k in range(40) if k not in (3, 7)]] = 0
+    x[6, 1] = math.nan
+    mask = torch.arange(50) < 12
+    counted = [i for i in range(12) if i not in ((4, 6) if left_out is None else (4, 5, 6))]
+    kept = [k for k in range(40) if left_out is None or k not in left_out]
+    found = aniso.cosine_stats(x, mask=mask, nonfinite="skip", without=left_out)
+    assert (found.rows, found.nonfinite_rows, found.mask_rows) == (11, 1, 38)
+    mean, var = reference.cosine_mean_var(x[counted][:, kept])
+    assert found.mean == pytest.approx(mean, rel=1e-9)
+    assert found.var == pytest.approx(var, rel=1e-9)
+
+
+def test_few_rows_of_any_width():
+    """Products of columns would take 80 GB."""
+    x = torch.randn(5, 100_000)
+    assert aniso.cosine_stats(x).var == pytest.approx(reference.cosine_mean_var(x)[1], rel=1e-9)
+
+
 def test_isoscore_is_the_package_s():
     from IsoScore.IsoScore import IsoScore
 

@@ -38,12 +38,30 @@ def var_cosine(directions: int, gram: Tensor, total: Tensor, pilot: Tensor) -> f
     if n < 2:
         return math.nan
     step = total / n
-    mu, spread = pilot + step, gram / n - torch.outer(step, step)
-    var_all = float(2 * (mu @ spread @ mu) + (spread**2).sum())
+    mu, spread = pilot + step, torch.addr(gram, step, step, alpha=-n).div_(n)
+    var_all = float(2 * (mu @ spread @ mu) + torch.linalg.vector_norm(spread) ** 2)
     rest = float(spread.trace())
     gap = rest / (n - 1)
     pairs = n * n * (var_all + gap**2) - n * (rest + gap) ** 2
     return max(0.0, pairs / (n * (n - 1)))
+
+
+def var_cosine_of_few(directions: Tensor) -> float:
+    """The same from all cosines of N directions x̂ [N, d], float64: less work where N < d.
+
+    Of cosines about ‖μ‖², the products yᵢᵀyⱼ + yᵢᵀμ + μᵀyⱼ with y = x̂ − μ: they are as small as the
+    cosines' spread, and lose nothing where all cosines are alike.
+    """
+    n = len(directions)
+    if n < 2:
+        return math.nan
+    mu = directions.mean(0)
+    about = directions - mu
+    along = about @ mu
+    cosines = torch.addmm(along + along[:, None], about, about.T)
+    mean = cosines.fill_diagonal_(0.0).sum() / (n * (n - 1))
+    squares = torch.linalg.vector_norm(cosines.sub_(mean).fill_diagonal_(0.0)) ** 2
+    return float(squares) / (n * (n - 1))
 
 
 def contributions(moments: RowMoments) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,10 +20,10 @@ def finite_rows(rows: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def directions(rows: Tensor) -> Tensor:
     """x/‖x‖, zero rows left at zero; scaled by max|x| first, so that no square overflows."""
-    largest = rows.abs().amax(dim=1, keepdim=True)
+    largest = torch.linalg.vector_norm(rows, math.inf, dim=1, keepdim=True)
     scaled = rows / torch.where(largest > 0, largest, 1.0)
     norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    return scaled / torch.where(norm > 0, norm, 1.0)
+    return scaled.div_(torch.where(norm > 0, norm, 1.0))
 
 
 def inverse_norms(rows: Tensor, keep: Tensor | None = None) -> Tensor:
