@@ -12,7 +12,7 @@ import torch
 import aniso
 from aniso import reference
 from aniso.metrics import METRICS, spectrum
-from aniso.metrics.eigenvalues import _exact_product, descending_eigenvalues
+from aniso.metrics.eigenvalues import _exact_product, descending_eigenvalues, leading_eigenpairs
 
 
 def computed(x, **options):
@@ -189,6 +189,39 @@ def test_a_singular_value_at_the_rounding_of_float32_keeps_its_digits():
     plain = torch.linalg.eigvalsh(gram)[0].clamp(min=0).sqrt()
     assert abs(float(plain) / float(exact) - 1) > 1e-7
     assert float(descending_eigenvalues(gram)[-1].sqrt()) == pytest.approx(float(exact), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 100), (12, 100), (25, 100), (26, 100), (60, 100)])
+@pytest.mark.parametrize("decades", [0, 5])
+def test_eigenvalues_of_fewer_rows_than_columns(n, d, decades):
+    """In the range of the matrix up to d/4 rows, as accurate as all of them."""
+    x = torch.randn(n, d, dtype=torch.float64)
+    x *= torch.logspace(0, -decades, n, dtype=torch.float64)[:, None]
+    exact = torch.linalg.svdvals(x)
+    found = descending_eigenvalues(x.T @ x, n)
+    assert (found[n:] == 0).all()
+    torch.testing.assert_close(found[:n].sqrt(), exact, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[:n].sqrt(), exact, rtol=0, atol=1e-11 * float(exact[0]))
+    values, vectors = leading_eigenpairs(x.T @ x, n, n)
+    torch.testing.assert_close(values, found[:n], rtol=1e-9, atol=0)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(n, dtype=torch.float64))
+    residual = x.T @ (x @ vectors) - vectors * values
+    assert float(residual.abs().max()) < 1e-13 * float(values[0])
+
+
+def test_metrics_of_few_rows_of_many_dimensions():
+    x = torch.randn(150, 700) + 0.5
+    metrics, expected = computed(x).metrics, reference.layer_metrics(x)
+    for key, value in metrics.items():
+        assert value == pytest.approx(expected[key], rel=1e-7), key
+
+
+@pytest.mark.parametrize("n", [16, 40, 90])
+def test_alpha_of_few_rows_is_of_the_eigenvalues_they_have(n):
+    """n rows about their mean have n − 1 directions; what rounds beyond them is none."""
+    x = torch.randn(n, 150)
+    expected = reference.alpha_req(reference.covariance_eigenvalues(x)[: n - 1])
+    assert computed(x).metrics["alpha_req"] == pytest.approx(expected, rel=1e-8)
 
 
 def test_exact_product_is_exact_where_float64_cancels():

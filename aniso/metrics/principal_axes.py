@@ -114,10 +114,11 @@ def principal_axes(grams: Grams, rows: int, k: int, *, center: bool) -> Principa
     scatter = grams.raw - torch.outer(total, total) / rows
     mean = pilot + total / rows
     second = scatter if center else scatter + rows * torch.outer(mean, mean)
-    eigenvalues, vectors = leading_eigenpairs(second, k)
-    sigma, components = eigenvalues.sqrt(), vectors.T
     # No more than n directions, n − 1 about their mean.
-    sigma[max(0, rows - int(center)) :] = 0.0
+    rank = max(0, rows - int(center))
+    eigenvalues, vectors = leading_eigenpairs(second, k, rank)
+    sigma, components = eigenvalues.sqrt(), vectors.T
+    sigma[rank:] = 0.0
     return PrincipalAxes(
         singular_values=sigma,
         components=signed(components),

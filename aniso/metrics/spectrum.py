@@ -21,7 +21,7 @@ _EPS = torch.finfo(torch.float64).eps
 
 def singular_values(raw_gram: Tensor, rows: int) -> Tensor:
     """The min(N, d) singular values of X as square roots of the eigenvalues of Σxxᵀ."""
-    eigenvalues = descending_eigenvalues(raw_gram)
+    eigenvalues = descending_eigenvalues(raw_gram, rows)
     return eigenvalues[: min(rows, len(eigenvalues))].sqrt()
 
 
@@ -44,7 +44,7 @@ def covariance_eigenvalues(raw_gram: Tensor, total: Tensor, rows: int) -> Tensor
     covariance = raw_gram / rows - torch.outer(mean, mean)
     if float(covariance.trace()) <= len(raw_gram) * _EPS * float(raw_gram.trace()) / rows:
         return raw_gram.new_empty(0)
-    return descending_eigenvalues(covariance)
+    return descending_eigenvalues(covariance, rows - 1)
 
 
 def entropy(weights: Tensor) -> float:
@@ -133,7 +133,9 @@ def von_neumann_entropy(unit_gram: Tensor, directions: int) -> float:
     """−tr(ρ log ρ) with ρ = Ĝ/N, in nats."""
     if not directions:
         return math.nan
-    return entropy(descending_eigenvalues(unit_gram / directions))
+    # Small eigenvalues add next to nothing, whatever their digits.
+    density = unit_gram / directions
+    return entropy(descending_eigenvalues(density, directions, refine=False))
 
 
 def renyi2_entropy(unit_gram: Tensor, directions: int) -> float:
