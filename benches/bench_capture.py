@@ -39,10 +39,10 @@ def llama():
     return LlamaModel(LlamaConfig(num_hidden_layers=12, num_attention_heads=12, **sizes)).eval()
 
 
-def inputs(sentences=BATCH):
+def inputs(sentences=BATCH, tokens=TOKENS):
     """A batch of random tokens, none of them padding."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 30000, (sentences, TOKENS), generator=generator)
+    ids = torch.randint(1000, 30000, (sentences, tokens), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -53,15 +53,20 @@ def seconds(call):
     return time.perf_counter() - start
 
 
-def overheads(model, batch, options):
-    """Median time of the forward pass, and of what each capture adds to it, taking turns."""
+def overheads(model, batch, options, calls=1):
+    """Median time of forward passes, and of what each capture adds to them, taking turns."""
+
+    def forward():
+        for _ in range(calls):
+            model(**batch)
+
     plain, added = [], {name: [] for name in options}
     runs = {name: aniso.capture(model, **given) for name, given in options.items()}
     for round_ in range(ROUNDS + 1):
-        times = {"": seconds(lambda: model(**batch))}
+        times = {"": seconds(forward)}
         for name, run in runs.items():
             with run:
-                times[name] = seconds(lambda: model(**batch))
+                times[name] = seconds(forward)
         if round_:
             plain.append(times.pop(""))
             for name, took in times.items():
@@ -92,6 +97,12 @@ def test_eager(record_property):
 def test_llama(record_property):
     """Wider rows and fewer of them, 8 x 128: an indication of larger models."""
     report("Llama of 110M", record_property, *overheads(llama(), inputs(8), OPTIONS))
+
+
+@torch.inference_mode()
+def test_short_calls(record_property):
+    """A sentence of 16 tokens a call, 48 calls a turn: their rows wait for one another."""
+    report("48 × 16 tokens", record_property, *overheads(network(), inputs(1, 16), OPTIONS, 48))
 
 
 @torch.inference_mode()

@@ -246,11 +246,11 @@ class Capture:
         """New sums of a layer, in place of those of another width that never ran."""
         ran = [sums for sums in self._sums[name] if sums.ran]
         for other in self._sums[name]:
-            if other.state.dim == dim and other.state.device == device:
+            if other.dim == dim and other.device == device:
                 return other
-        if ran and ran[0].state.dim != dim:
+        if ran and ran[0].dim != dim:
             raise InputError(
-                f"layer {name} gives {dim} columns, and gave {ran[0].state.dim} before; capture "
+                f"layer {name} gives {dim} columns, and gave {ran[0].dim} before; capture "
                 "layers of one width"
             )
         sums = LayerSums(dim, self.memory.kind, device)

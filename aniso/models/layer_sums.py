@@ -46,12 +46,65 @@ class StateKind:
         return not (self.groups or self.sketch)
 
 
+class GatheredState:
+    """A LayerState on a CPU that few rows at a time go to: they wait until they are d/2.
+
+    Adding to two sums of d × d takes half as long for one row as for so many. Compiled code adds
+    at once.
+    """
+
+    def __init__(self, state: LayerState) -> None:
+        self.dim, self.device = state.dim, state.device
+        self._state = state
+        self._limit = rows_that_wait(state.dim, state.device) if state.grams is not None else 0
+        self._waiting: list[tuple[Tensor, Tensor | None]] = []
+        self._rows = 0
+
+    @property
+    def state(self) -> LayerState:
+        """The state of all rows."""
+        self._settle()
+        return self._state
+
+    def add(self, hidden: Tensor, mask: Tensor | None) -> None:
+        """Adds rows [..., d], mask [...]; as `LayerState.add` it checks nothing."""
+        count = hidden.shape[:-1].numel()
+        if torch.compiler.is_compiling() or count >= self._limit:
+            self._state.add(hidden, mask)
+            return
+        if self._waiting and self._waiting[0][0].dtype != hidden.dtype:
+            self._settle()
+        # Copies: the model may write over its rows.
+        kept = None if mask is None else mask.flatten().clone()
+        self._waiting.append((hidden.detach().flatten(0, -2).clone(), kept))
+        self._rows += count
+        if self._rows >= self._limit:
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self._waiting:
+            return
+        rows = torch.cat([hidden for hidden, _ in self._waiting])
+        mask = None
+        if any(kept is not None for _, kept in self._waiting):
+            mask = torch.cat([_every(x) if kept is None else kept for x, kept in self._waiting])
+        self._waiting, self._rows = [], 0
+        self._state.add(rows, mask)
+
+
+def rows_that_wait(dim: int, device: torch.device | str) -> int:
+    """How many rows of a layer wait at most for their second moments."""
+    return min(dim // 2, 1024) if torch.device(device).type == "cpu" else 0
+
+
+def _every(rows: Tensor) -> Tensor:
+    return rows.new_ones(rows.shape[:-1], dtype=torch.bool)
+
+
 class LayerSums:
     """The states of one layer on one device.
 
     Attributes:
-        state: Sums of the rows that count.
-        left_out: Those of the rows that a rule leaves out: the sums of all rows are both together.
         sketch: Second moments by a sketch.
         left_out_rows: [2] int64: rows left out by token id; of the others, by their norm.
         calls: [1] int64: how often the layer ran.
@@ -61,13 +114,33 @@ class LayerSums:
         self._multiple = kind.max_norm_multiple
         # Made as ordinary tensors even where inference mode is on: they outlive it.
         with torch.inference_mode(False):
-            self.state = LayerState(dim, gram=kind.gram, groups=kind.groups, device=device)
-            self.left_out = (
-                LayerState(dim, gram=kind.gram, device=device) if kind.leaves_out else None
-            )
+            state = LayerState(dim, gram=kind.gram, groups=kind.groups, device=device)
+            aside = LayerState(dim, gram=kind.gram, device=device) if kind.leaves_out else None
+            self._counted = GatheredState(state)
+            self._aside = None if aside is None else GatheredState(aside)
             self.sketch = SketchState(dim, kind.sketch, device=device) if kind.sketch else None
             self.left_out_rows = torch.zeros(2, dtype=torch.int64, device=device)
             self.calls = torch.zeros(1, dtype=torch.int64, device=device)
+
+    @property
+    def state(self) -> LayerState:
+        """Sums of the rows that count."""
+        return self._counted.state
+
+    @property
+    def left_out(self) -> LayerState | None:
+        """Those of rows that a rule leaves out: the sums of all rows are both together."""
+        return None if self._aside is None else self._aside.state
+
+    @property
+    def dim(self) -> int:
+        """The width of the rows."""
+        return self._counted.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums live."""
+        return self._counted.device
 
     @property
     def ran(self) -> bool:
@@ -76,7 +149,7 @@ class LayerSums:
 
     def fits(self, hidden: Tensor) -> bool:
         """Whether these sums take such rows."""
-        return hidden.shape[-1] == self.state.dim and hidden.device == self.state.device
+        return hidden.shape[-1] == self.dim and hidden.device == self.device
 
     def add(
         self,
@@ -88,13 +161,13 @@ class LayerSums:
         """Adds rows [..., d]; returns which of them count, None for all."""
         self.calls.add_(1)
         counted = mask
-        if self.left_out is not None:
+        if self._aside is not None:
             counted, aside = self._divided(hidden, mask, excluded)
-            self.left_out.add(hidden, aside)
+            self._aside.add(hidden, aside)
         if groups is not None:
             self.state.update(hidden, counted, groups)
         else:
-            self.state.add(hidden, counted)
+            self._counted.add(hidden, counted)
         if self.sketch is not None:
             flat = None if counted is None else counted.flatten()
             self.sketch.update(hidden.flatten(0, -2), flat)
@@ -104,7 +177,7 @@ class LayerSums:
         self, hidden: Tensor, mask: Tensor | None, excluded: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Rows that count, and rows that are left out."""
-        kept = hidden.new_ones(hidden.shape[:-1], dtype=torch.bool) if mask is None else mask
+        kept = _every(hidden) if mask is None else mask
         by_id = torch.zeros_like(kept) if excluded is None else kept & excluded
         counted = kept & ~by_id
         by_norm = torch.zeros_like(kept)
@@ -118,22 +191,24 @@ class LayerSums:
         merged = object.__new__(LayerSums)
         merged._multiple = self._multiple
         merged.calls = self.calls + other.calls.to(self.calls.device)
-        merged.state = self.state.merge(other.state)
-        merged.left_out = _both(self.left_out, other.left_out)
+        merged._counted = GatheredState(self.state.merge(other.state))
+        aside = _both(self.left_out, other.left_out)
+        merged._aside = None if aside is None else GatheredState(aside)
         merged.sketch = _both(self.sketch, other.sketch)
-        merged.left_out_rows = self.left_out_rows + other.left_out_rows.to(self.state.device)
+        merged.left_out_rows = self.left_out_rows + other.left_out_rows.to(self.device)
         return merged
 
     def compute(self) -> LayerMetrics:
         """Metrics of the rows that count; where a rule left rows out, those of all rows beside."""
-        metrics = self.state.compute()
-        if self.left_out is None:
+        state, left_out = self.state, self.left_out
+        metrics = state.compute()
+        if left_out is None:
             return metrics
         by_id, by_norm = self.left_out_rows.tolist()
         counts = dict(metrics.counts)
         counts["masked_rows"] -= by_id + by_norm
         counts |= {"excluded_rows": by_id, "outlier_rows": by_norm}
-        together = LayerState.merge(_without_groups(self.state), self.left_out).compute()
+        together = LayerState.merge(_without_groups(state), left_out).compute()
         return replace(metrics, counts=counts, metrics_of_all=together.metrics)
 
 

@@ -10,6 +10,7 @@ from aniso._sizes import size_text
 from aniso.errors import InputError
 from aniso.metrics.sketch import PROBES
 from aniso.models.inputs import device_of
+from aniso.models.layer_sums import rows_that_wait
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,15 +141,19 @@ def _plan(points: Sequence[HookPoint], kind: StateKind, wanted: StateKind) -> Me
         if point.width is None:
             unknown.append(point.name)
         else:
-            place = (str(device_of(point.module)), _bytes(point.width, kind))
+            device = str(device_of(point.module))
+            place = (device, _bytes(point.width, kind, device))
             counted[place] = counted.get(place, 0) + 1
     layers = tuple((device, count, size) for (device, size), count in counted.items())
     return MemoryPlan(kind, layers, tuple(unknown), wanted)
 
 
-def _bytes(dim: int, kind: StateKind) -> int:
+def _bytes(dim: int, kind: StateKind, device: str) -> int:
     """Bytes of the states of one layer; groups, which come as they come, aside."""
     moments = 8 * (5 * dim + 9)
-    grams = 8 * (2 * dim * dim + 4 * dim + 2) if kind.gram else 0
+    # Of both Grams, and of the rows that wait for them.
+    grams = (
+        8 * (2 * dim * dim + 4 * dim + 2 + rows_that_wait(dim, device) * dim) if kind.gram else 0
+    )
     sketch = 8 * (2 * dim * (kind.sketch + PROBES) + 2 * dim + 4) if kind.sketch else 0
     return (1 + kind.leaves_out) * (moments + grams) + sketch
