@@ -13,7 +13,7 @@ namespace aniso {
 /// threads may have an arena each; one of up to ARENA_KEPT_BYTES is kept for the next call.
 class Arena {
  public:
-  static constexpr std::size_t ARENA_KEPT_BYTES = std::size_t{64} << 20;
+  static constexpr std::size_t ARENA_KEPT_BYTES = std::size_t{256} << 20;
 
   explicit Arena(std::size_t bytes) : memory_(kept().exchange(nullptr)) {
     if (memory_ != nullptr && memory_->size() >= bytes) return;

@@ -50,12 +50,13 @@ void gram(const RowsView& rows, const MaskView& mask, const double* pilot, doubl
       padded * (halves ? GRAM_HALF.digits * (block + GRAM_HALF.part) : plan.digits * block);
   const int64_t right = members * GRAM_RIGHT_BYTES;
   const int64_t region = halves ? members * GRAM_BF16_REGION_SUMS : 0;
-  Arena arena(Arena::rounded(left) + right + sizeof(float) * region + 2 * sizeof(double) * squares);
+  const int64_t sums = ((raw != nullptr) + (unit != nullptr)) * squares;
+  Arena arena(Arena::rounded(left) + right + sizeof(float) * region + sizeof(double) * sums);
   int8_t* const left_digits = arena.array<int8_t>(left);
   int8_t* const right_digits = arena.array<int8_t>(right);
   float* const region_sums = arena.array<float>(region);
-  double* const raw_sums = raw == nullptr ? nullptr : arena.zeros<double>(squares);
-  double* const unit_sums = unit == nullptr ? nullptr : arena.zeros<double>(squares);
+  double* const raw_sums = raw == nullptr ? nullptr : arena.array<double>(squares);
+  double* const unit_sums = unit == nullptr ? nullptr : arena.array<double>(squares);
   AlignedArray<RowScale> scales(block + GRAM_STEP);
   AlignedArray<float> largest(members * 2 * padded), zero_row(padded);
   AlignedArray<float> pilots(2 * padded);
@@ -115,45 +116,31 @@ void gram(const RowsView& rows, const MaskView& mask, const double* pilot, doubl
 #endif
 }
 
-namespace {
-
-/// Adds a lower triangle to both halves of a [d, d] matrix.
-void add_lower(const double* sums, int64_t stride, int64_t d, double* out) {
-  for (int64_t i = 0; i < d; ++i) {
-    for (int64_t j = 0; j <= i; ++j) {
-      out[i * d + j] += sums[i * stride + j];
-      if (i != j) out[j * d + i] += sums[i * stride + j];
-    }
-  }
-}
-
-}  // namespace
-
 void gram_vector(const RowsView& rows, const MaskView& mask, const double* pilot, double* raw,
                  double* unit, double* totals, int threads, Isa isa) {
   const int64_t bands = (rows.d + GRAM_VECTOR_BAND - 1) / GRAM_VECTOR_BAND;
   const int64_t padded = bands * GRAM_VECTOR_BAND;
   const int members = static_cast<int>(std::min<int64_t>(std::max(threads, 1), bands));
-  double* const outs[2] = {raw, unit};
   AlignedArray<double> columns(padded * GRAM_VECTOR_ROWS), weights(3 * GRAM_VECTOR_ROWS);
   AlignedArray<double> column_totals(2 * padded);
-  AlignedArray<double> raw_sums(raw == nullptr ? 0 : padded * padded);
-  AlignedArray<double> unit_sums(unit == nullptr ? 0 : padded * padded);
-  const GramVectorScratch scratch{
-      padded,
-      columns.data(),
-      weights.data(),
-      weights.data() + 2 * GRAM_VECTOR_ROWS,
-      {raw == nullptr ? nullptr : raw_sums.data(), unit == nullptr ? nullptr : unit_sums.data()},
-      {column_totals.data(), column_totals.data() + padded},
-      pilot};
+  const int64_t sums = (raw != nullptr) + (unit != nullptr);
+  Arena arena(sums * padded * padded * sizeof(double));
+  double* const raw_sums = raw == nullptr ? nullptr : arena.array<double>(padded * padded);
+  double* const unit_sums = unit == nullptr ? nullptr : arena.array<double>(padded * padded);
+  const GramVectorScratch scratch{padded,
+                                  columns.data(),
+                                  weights.data(),
+                                  weights.data() + 2 * GRAM_VECTOR_ROWS,
+                                  {raw_sums, unit_sums},
+                                  {raw, unit},
+                                  {column_totals.data(), column_totals.data() + padded},
+                                  pilot};
   auto* const run = ANISO_FOR_ISA(isa, gram_vector_member);
   Team team{members};
   parallel_parts(members, members,
                  [&](int member, int64_t, int64_t) { run(rows, mask, scratch, team, member); });
   for (int which = 0; which < 2; ++which) {
-    if (outs[which] == nullptr) continue;
-    add_lower(scratch.sums[which], padded, rows.d, outs[which]);
+    if (scratch.sums[which] == nullptr) continue;
     for (int64_t k = 0; k < rows.d; ++k) totals[which * rows.d + k] += scratch.totals[which][k];
   }
 }

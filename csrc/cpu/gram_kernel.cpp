@@ -6,6 +6,7 @@
 
 #include "cpu/amx_digits.hpp"
 #include "cpu/gram_bf16.hpp"
+#include "cpu/symmetric.hpp"
 
 namespace aniso::cpu::ANISO_ISA {
 namespace {
@@ -373,21 +374,26 @@ void run_bf16(const RowsView& rows, const MaskView& mask, const GramScratch& scr
 
 /// Adds a group of rows of the lower triangle to both halves of the [d, d] result.
 void add_symmetric(double* sums, int64_t group, int64_t d, double* out) {
-  constexpr int64_t W = GRAM_GROUP;
-  const int64_t first = group * W, rows = d - first < W ? d - first : W;
+  static_assert(SQUARE == GRAM_GROUP);
+  const int64_t first = group * SQUARE, rows = d - first < SQUARE ? d - first : SQUARE;
   for (int64_t other = 0; other <= group; ++other) {
-    const double* square = gram_place(sums, 2 * group, 2 * other);
-    double* lower = out + first * d + other * W;
-    double* upper = out + other * W * d + first;
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t end = other == group ? i + 1 : W;
-      for (int64_t j = 0; j < end; ++j) lower[i * d + j] += square[i * W + j];
-    }
-    for (int64_t j = 0; j < (other == group ? rows : W); ++j) {
-      const int64_t begin = other == group ? j + 1 : 0;
-      for (int64_t i = begin; i < rows; ++i) upper[j * d + i] += square[i * W + j];
-    }
+    const int64_t columns = other < group ? SQUARE : rows;
+    add_square(gram_place(sums, 2 * group, 2 * other), SQUARE, rows, columns, other == group, d,
+               out + first * d + other * SQUARE, out + other * SQUARE * d + first);
   }
+}
+
+/// Sets the sums to zero, all members together.
+void clear_results(const GramScratch& scratch, Team& team) {
+  const int64_t groups = scratch.padded / GRAM_GROUP;
+  for (int64_t item; (item = team_take(team)) < 2 * groups;) {
+    double* sums = scratch.sums[item % 2];
+    const int64_t group = groups - 1 - item / 2;
+    if (sums == nullptr) continue;
+    const int64_t squares = group + 1;
+    std::memset(gram_place(sums, 2 * group, 0), 0, squares * SQUARE * SQUARE * sizeof(double));
+  }
+  team_wait(team);
 }
 
 void add_results(const GramScratch& scratch, int64_t d, Team& team) {
@@ -404,6 +410,7 @@ void add_results(const GramScratch& scratch, int64_t d, Team& team) {
 void gram_member(const RowsView& rows, const MaskView& mask, const GramScratch& scratch, Team& team,
                  int member) {
   const TileSession tiles;
+  clear_results(scratch, team);
   if (rows.dtype == DType::f32) {
     run<float, GRAM_SINGLE.digits>(rows, mask, scratch, team, member);
   } else if (rows.dtype == DType::f16) {

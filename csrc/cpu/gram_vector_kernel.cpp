@@ -4,6 +4,7 @@
 #include "cpu/gram_vector_kernel.hpp"
 
 #include "cpu/dense.hpp"
+#include "cpu/symmetric.hpp"
 
 namespace aniso::cpu::ANISO_ISA {
 namespace {
@@ -16,11 +17,13 @@ class Block {
       : rows_(rows), mask_(mask), scratch_(scratch), team_(team), member_(member) {}
 
   void run() {
+    clear_sums();
     for (int64_t first = 0; first < rows_.n; first += GRAM_VECTOR_ROWS) {
       const int64_t left = rows_.n - first;
       const int64_t count = left < GRAM_VECTOR_ROWS ? left : GRAM_VECTOR_ROWS;
-      const int64_t begin = GRAM_VECTOR_ROWS * member_ / team_.members;
-      const int64_t end = GRAM_VECTOR_ROWS * (member_ + 1) / team_.members;
+      depth_ = padded(count);
+      const int64_t begin = depth_ * member_ / team_.members;
+      const int64_t end = depth_ * (member_ + 1) / team_.members;
       for (int64_t r = begin; r < end; ++r) weigh(first, r, r < count);
       team_wait(team_);
       for (int which = 0; which < 2; ++which) {
@@ -32,6 +35,7 @@ class Block {
         team_wait(team_);
       }
     }
+    add_results();
   }
 
  private:
@@ -73,7 +77,7 @@ class Block {
     const double* weights = scratch_.weights + which * GRAM_VECTOR_ROWS;
     double sums[GRAM_VECTOR_BAND] = {};
     const int64_t begin = band * GRAM_VECTOR_BAND;
-    for (int64_t r = 0; r < GRAM_VECTOR_ROWS; ++r) {
+    for (int64_t r = 0; r < depth_; ++r) {
       const bool kept = weights[r] != 0.0;
       const double scale = which == 0 ? 1.0 : scratch_.scales[r];
       for (int64_t c = 0; c < GRAM_VECTOR_BAND; ++c) {
@@ -91,12 +95,43 @@ class Block {
   }
 
   void multiply_band(int which, int64_t band) const {
-    const Matrix columns{scratch_.columns, scratch_.padded, GRAM_VECTOR_ROWS, GRAM_VECTOR_ROWS};
+    const Matrix columns{scratch_.columns, scratch_.padded, depth_, GRAM_VECTOR_ROWS};
     const Matrix out{scratch_.sums[which], scratch_.padded, scratch_.padded, scratch_.padded};
     const int64_t begin = band * GRAM_VECTOR_BAND, end = begin + GRAM_VECTOR_BAND;
     for (int64_t j = 0; j < end; j += DOT_COLUMNS) {
       for (int64_t i = begin; i < end; i += DOT_ROWS) {
-        if (j < i + DOT_ROWS) dot_tile(columns, columns, i, j, 0, GRAM_VECTOR_ROWS, out);
+        if (j < i + DOT_ROWS) dot_tile(columns, columns, i, j, 0, depth_, out);
+      }
+    }
+  }
+
+  /// All members together.
+  void clear_sums() const {
+    const int64_t bands = scratch_.padded / GRAM_VECTOR_BAND;
+    for (int64_t band; (band = team_take(team_)) < bands;) {
+      for (double* sums : scratch_.sums) {
+        if (sums == nullptr) continue;
+        const int64_t begin = band * GRAM_VECTOR_BAND, end = begin + GRAM_VECTOR_BAND;
+        for (int64_t i = begin; i < end; ++i) {
+          __builtin_memset(sums + i * scratch_.padded, 0, end * sizeof(double));
+        }
+      }
+    }
+    team_wait(team_);
+  }
+
+  /// Adds the lower triangles to both halves of the results.
+  void add_results() const {
+    const int64_t d = rows_.d, groups = (d + SQUARE - 1) / SQUARE;
+    for (int64_t item; (item = team_take(team_)) < 2 * groups;) {
+      double *sums = scratch_.sums[item % 2], *out = scratch_.outs[item % 2];
+      if (sums == nullptr) continue;
+      const int64_t first = (groups - 1 - item / 2) * SQUARE;
+      const int64_t rows = d - first < SQUARE ? d - first : SQUARE;
+      for (int64_t other = 0; other <= first; other += SQUARE) {
+        const int64_t columns = other < first ? SQUARE : rows;
+        add_square(sums + first * scratch_.padded + other, scratch_.padded, rows, columns,
+                   other == first, d, out + first * d + other, out + other * d + first);
       }
     }
   }
@@ -106,6 +141,7 @@ class Block {
   const GramVectorScratch& scratch_;
   Team& team_;
   int member_;
+  int64_t depth_ = 0;  // rows of the block, whole vectors
 };
 
 }  // namespace

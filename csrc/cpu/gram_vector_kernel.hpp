@@ -19,6 +19,7 @@ struct GramVectorScratch {
   double* weights;       // [2][GRAM_VECTOR_ROWS]: 1 or 1/‖x‖, 0 for rows that are left out
   double* scales;        // [GRAM_VECTOR_ROWS]: a power of two that keeps squares in range
   double* sums[2];       // raw, unit: [padded][padded], lower triangle; null where not asked
+  double* outs[2];       // raw, unit: [d, d]
   double* totals[2];     // raw, unit: [padded]
   const double* pilots;  // [2][d]
 };
