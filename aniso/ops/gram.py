@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from aniso import _native
-from aniso.moments import Grams, RowMoments
+from aniso.moments import RowMoments
 from aniso.ops._arrays import (
     as_tensor,
     check_mask,
@@ -237,12 +238,10 @@ def gram(x: Any, *, normalize: bool = False, center: bool = False, mask: Any = N
     kept = check_mask(mask, rows)
     moments = row_moments(rows, mask=kept)
     require_finite(rows, kept, moments.nonfinite_rows)
-    sums = Grams.zeros(rows.shape[1], rows.device)
-    if center:
-        sums.pilot.copy_(pilot_of(rows, kept))
-    pilot, raw, unit, totals, noise = sums.tensors()
-    out = unit if normalize else raw
-    gram_into(rows, kept, pilot, *((None, unit) if normalize else (raw, None)), totals, noise)
+    dim, zeros = rows.shape[1], partial(rows.new_zeros, dtype=torch.float64)
+    out, totals, noise = zeros(dim, dim), zeros(2, dim), zeros(2)
+    pilot = pilot_of(rows, kept) if center else torch.zeros_like(totals)
+    gram_into(rows, kept, pilot, *((None, out) if normalize else (out, None)), totals, noise)
     count = moments.directions if normalize else moments.rows
     if center and count:
         total = totals[int(normalize)]

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/aligned.hpp"
+#include "common/arena.hpp"
 #include "common/parallel.hpp"
 #include "cpu/pair_histogram_kernel.hpp"
 
@@ -24,14 +25,14 @@ int64_t rows_in(int64_t bytes, int64_t row_bytes, int64_t needed) {
   return std::min(whole(needed), std::max(PAIR_GROUP, bytes / row_bytes / PAIR_GROUP * PAIR_GROUP));
 }
 
-PairPlan pair_plan(const RowsView& a, int64_t bins, bool amx) {
+PairPlan pair_plan(const RowsView& a, const RowsView* b, int64_t bins, bool amx) {
   PairPlan plan{};
   plan.row_bytes = (a.d + 15) / 16 * 64;
   if (amx) {
     plan.row_bytes = a.dtype == DType::bf16 ? (a.d + 31) / 32 * 64 : (a.d + 63) / 64 * 64 * 3;
   }
   plan.chunk_rows = rows_in(CHUNK_BYTES, plan.row_bytes, a.n);
-  plan.block_rows = rows_in(BLOCK_BYTES, plan.row_bytes, int64_t{1} << 20);
+  plan.block_rows = rows_in(BLOCK_BYTES, plan.row_bytes, b == nullptr ? a.n : b->n);
   plan.stride = bins + 3;
   // More copies evict the rows from the caches (of 65,536 bins, 4 cost 10 to 20 % more than 2),
   // fewer make pairs in one bin wait.
@@ -41,12 +42,14 @@ PairPlan pair_plan(const RowsView& a, int64_t bins, bool amx) {
 
 /// Runs member(scratch, team, number) on every thread and adds up what they counted.
 template <class Member>
-void run_members(const RowsView& a, const BinsView& out, int threads, bool amx,
+void run_members(const RowsView& a, const RowsView* b, const BinsView& out, int threads, bool amx,
                  const Member& run_member) {
-  const PairPlan plan = pair_plan(a, out.bins, amx);
+  const PairPlan plan = pair_plan(a, b, out.bins, amx);
   const int count = std::max(threads, 1);
-  AlignedArray<int8_t> chunk(plan.chunk_rows * plan.row_bytes);
-  AlignedArray<int8_t> blocks(count * plan.block_rows * plan.row_bytes);
+  const std::size_t chunk_bytes = plan.chunk_rows * plan.row_bytes;
+  const std::size_t block_bytes = plan.block_rows * plan.row_bytes;
+  Arena arena(Arena::rounded(chunk_bytes) + count * Arena::rounded(block_bytes));
+  int8_t* const chunk = arena.array<int8_t>(chunk_bytes);
   AlignedArray<float> chunk_scale(plan.chunk_rows), block_scales(count * plan.block_rows);
   const int64_t block_panels = plan.block_rows / PAIR_PANEL;
   AlignedArray<float> chunk_rest(plan.chunk_rows / PAIR_PANEL), block_rests(count * block_panels);
@@ -55,14 +58,13 @@ void run_members(const RowsView& a, const BinsView& out, int threads, bool amx,
   std::vector<PairMember> members;
   for (int member = 0; member < count; ++member) {
     members.push_back(
-        {blocks.data() + member * plan.block_rows * plan.row_bytes,
-         block_scales.data() + member * plan.block_rows, block_rests.data() + member * block_panels,
+        {arena.array<int8_t>(block_bytes), block_scales.data() + member * plan.block_rows,
+         block_rests.data() + member * block_panels,
          counters.data() + member * plan.copies * plan.stride,
          counts.data() + member * (out.bins + 2), std::numeric_limits<float>::infinity(),
          -std::numeric_limits<float>::infinity()});
   }
-  const PairScratch scratch{plan, chunk.data(), chunk_scale.data(), chunk_rest.data(),
-                            members.data()};
+  const PairScratch scratch{plan, chunk, chunk_scale.data(), chunk_rest.data(), members.data()};
   Team team{count};
   parallel_parts(count, count,
                  [&](int member, int64_t, int64_t) { run_member(scratch, team, member); });
@@ -78,7 +80,7 @@ void run_members(const RowsView& a, const BinsView& out, int threads, bool amx,
 void pair_histogram([[maybe_unused]] const RowsView& a, [[maybe_unused]] const RowsView* b,
                     [[maybe_unused]] const BinsView& out, [[maybe_unused]] int threads) {
 #if defined(ANISO_AMX)
-  run_members(a, out, threads, true, [&](const PairScratch& scratch, Team& team, int member) {
+  run_members(a, b, out, threads, true, [&](const PairScratch& scratch, Team& team, int member) {
     amx::pair_histogram_member(a, b, out.low, out.high, out.bins, scratch, team, member);
   });
 #endif
@@ -88,7 +90,7 @@ void pair_histogram_vector(const RowsView& a, const RowsView* b, const BinsView&
                            Isa isa) {
   const PairBins bins{out.low, out.high, out.bins / (out.high - out.low), out.bins};
   auto* const run = ANISO_FOR_ISA(isa, pair_histogram_vector_member);
-  run_members(a, out, threads, false, [&](const PairScratch& scratch, Team& team, int member) {
+  run_members(a, b, out, threads, false, [&](const PairScratch& scratch, Team& team, int member) {
     run(a, b, bins, scratch, team, member);
   });
 }
