@@ -1,8 +1,9 @@
 #include "cpu/batched_svd.hpp"
 
 #include <algorithm>
+#include <cstring>
 
-#include "common/aligned.hpp"
+#include "common/arena.hpp"
 #include "common/parallel.hpp"
 #include "common/team.hpp"
 #include "cpu/batched_svd_kernel.hpp"
@@ -21,10 +22,14 @@ void batched_svd(const MatricesView& x, const SvdView& out, bool high, int threa
   const int64_t useful = std::min(x.b, x.b * p * p * q / kWorkPerThread + 1);
   const int count = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
   auto* const run = ANISO_FOR_ISA(isa, batched_svd_one);
+  const std::size_t bytes = Arena::rounded(batched_svd_scratch(p, q) * sizeof(double));
+  Arena arena(count * bytes);
+  char* const scratch = arena.array<char>(count * bytes);
   Team team{count};
-  parallel_parts(count, count, [&](int, int64_t, int64_t) {
-    AlignedArray<double> scratch(batched_svd_scratch(p, q));
-    for (int64_t index; (index = team_take(team)) < x.b;) run(x, index, out, high, scratch.data());
+  parallel_parts(count, count, [&](int member, int64_t, int64_t) {
+    auto* const own = reinterpret_cast<double*>(scratch + member * bytes);
+    std::memset(own, 0, bytes);
+    for (int64_t index; (index = team_take(team)) < x.b;) run(x, index, out, high, own);
   });
 }
 
