@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from aniso._checkpoints import Checkpoints, blocks_done
@@ -12,7 +11,7 @@ from aniso.dumps import Waiting, read_blocks
 from aniso.errors import InputError
 from aniso.ops._arrays import first_nonfinite_row
 from aniso.progress import Progress, Reading
-from aniso.state import LayerState
+from aniso.state import GatheredState, LayerState
 from aniso.state.state_tree import StateTree
 
 if TYPE_CHECKING:
@@ -24,8 +23,9 @@ if TYPE_CHECKING:
     from aniso.dumps import DumpBlock, DumpLayer, StoredBlock
 
 _CHECKPOINT_SECONDS = 120.0
-# Blocks of a leaf of the fixed tree: merging one costs little beside folding them.
-_LEAF_BLOCKS = 8
+# Blocks of a leaf of the fixed tree, and whole blocks that its rows would fill, at least: merging
+# one costs little beside folding them.
+_LEAF_BLOCKS, _LEAF_WHOLE_BLOCKS = 8, 2
 # Where the rows of an earlier result stand: before all leaves, a sibling of none.
 _EARLIER = (0, -1)
 
@@ -84,7 +84,7 @@ class Fold:
         if finished is not None:
             shown.skip(finished.moments.rows if self._ranks.rank == 0 else 0)
             return StateTree({(0, 0): finished} if self._ranks.rank == 0 else {})
-        work = self._ranks.share(_leaves(blocks))
+        work = self._ranks.share(_leaves(blocks, _LEAF_WHOLE_BLOCKS * parts[0].block_rows))
         mine = [step for leaf in work for step in leaf]
         tree = self._resumed(name, blocks, [step.block for step in mine])
         done = blocks_done(tree, [step.block for step in mine])
@@ -110,14 +110,17 @@ class Fold:
         shown, interrupt = watch
         waiting, saved = Waiting(), time.monotonic()
         shards = {path: i for i, path in enumerate(dict.fromkeys(s.block.part.path for s in steps))}
+        leaf: GatheredState | None = None
         for step, block in zip(
             steps, read_blocks([step.block for step in steps], waiting), strict=True
         ):
-            if step.place not in tree.nodes:
-                tree.nodes[step.place] = LayerState(dim, gram=self._gram)
-            self._add(tree.nodes[step.place], block)
+            if leaf is None:
+                state = tree.nodes.setdefault(step.place, LayerState(dim, gram=self._gram))
+                leaf = GatheredState(state)
+            self._add(leaf, block)
             if step.last:
-                tree.finish(step.place, tree.nodes[step.place])
+                tree.finish(step.place, leaf.state)
+                leaf = None
             reading = Reading(shards[block.path] + 1, len(shards), waiting.seconds)
             shown.advance(len(block.rows), block.rows.nbytes, reading)
             if interrupt.requested or time.monotonic() - saved > _CHECKPOINT_SECONDS:
@@ -126,13 +129,13 @@ class Fold:
             interrupt.raise_if_requested()
         self.checkpoints.save(name, tree)
 
-    def _add(self, state: LayerState, block: DumpBlock) -> None:
+    def _add(self, leaf: GatheredState, block: DumpBlock) -> None:
         if self._strict and (row := first_nonfinite_row(block.rows)) is not None:
             raise NonfiniteRowError(
                 f"{block.path} has a NaN or infinite value in row {block.block.start + row}; "
                 "mend it, or leave out strict to skip and count such rows"
             )
-        state.update(block.rows, block.mask, block=block.block)
+        leaf.update(block.rows, block.mask, block=block.block)
 
     def _finished(self, name: str, blocks: list[StoredBlock]) -> LayerState | None:
         """An earlier result over exactly these rows."""
@@ -174,10 +177,16 @@ class _Step:
         return 0, self.leaf
 
 
-def _leaves(blocks: list[StoredBlock]) -> list[list[_Step]]:
+def _leaves(blocks: list[StoredBlock], least_rows: int) -> list[list[_Step]]:
     """The blocks of each leaf, as many for any number of processes."""
-    cuts = pairwise([*range(0, len(blocks), _LEAF_BLOCKS), len(blocks)])
+    leaves: list[list[StoredBlock]] = [[]]
+    rows = 0
+    for block in blocks:
+        if rows >= least_rows and len(leaves[-1]) >= _LEAF_BLOCKS:
+            leaves.append([])
+            rows = 0
+        leaves[-1].append(block)
+        rows += block.rows
     return [
-        [_Step(i, block, last=j == b - 1) for j, block in enumerate(blocks[a:b], a)]
-        for i, (a, b) in enumerate(cuts)
+        [_Step(i, block, last=block is leaf[-1]) for block in leaf] for i, leaf in enumerate(leaves)
     ]

@@ -15,8 +15,9 @@ from aniso import reference
 from aniso._capture_run import capture_texts
 from aniso.cli import main
 from aniso.models import CaptureOptions, packaged_model
-from aniso.models.layer_sums import far_rows, rows_that_wait
+from aniso.models.layer_sums import far_rows
 from aniso.models.memory import parse_bytes
+from aniso.state import rows_that_wait
 
 
 class Blocks(nn.Module):

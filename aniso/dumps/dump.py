@@ -116,14 +116,18 @@ class DumpLayer:
         """What is stored per row beside the rows: token_ids, attention_mask, document."""
         return tuple(dict.fromkeys(i.id_name or "" for p in self.parts for i in self._ids_of(p)))
 
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block; fewer at the end of a file."""
+        return max(1, _BLOCK_BYTES // (self.dim * self.dtype.itemsize))
+
     def stored_blocks(self, done: Callable[[str], int] = lambda source: 0) -> list[StoredBlock]:
         """The blocks in order, none of them read.
 
         Args:
             done: Rows of a source to pass over, by the source's identity.
         """
-        step = max(1, _BLOCK_BYTES // (self.dim * self.dtype.itemsize))
-        found = []
+        step, found = self.block_rows, []
         for part in self.parts:
             source, ids = part.source, self._ids_of(part)
             for start in range(done(source), part.shape[0], step):

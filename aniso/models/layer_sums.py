@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from aniso.state import LayerState, SketchState
+from aniso.state import GatheredState, LayerState, SketchState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,61 +44,6 @@ class StateKind:
     def static(self) -> bool:
         """Whether the sums are tensors of a fixed size, which compiled code adds to."""
         return not (self.groups or self.sketch)
-
-
-class GatheredState:
-    """A LayerState on a CPU that few rows at a time go to: they wait until they are d/2.
-
-    Adding to two sums of d × d takes half as long for one row as for so many. Compiled code adds
-    at once.
-    """
-
-    def __init__(self, state: LayerState) -> None:
-        self.dim, self.device = state.dim, state.device
-        self._state = state
-        self._limit = rows_that_wait(state.dim, state.device) if state.grams is not None else 0
-        self._waiting: list[tuple[Tensor, Tensor | None]] = []
-        self._rows = 0
-
-    @property
-    def state(self) -> LayerState:
-        """The state of all rows."""
-        self._settle()
-        return self._state
-
-    def add(self, hidden: Tensor, mask: Tensor | None) -> None:
-        """Adds rows [..., d], mask [...]; as `LayerState.add` it checks nothing."""
-        count = hidden.shape[:-1].numel()
-        if torch.compiler.is_compiling() or count >= self._limit:
-            self._state.add(hidden, mask)
-            return
-        if self._waiting and self._waiting[0][0].dtype != hidden.dtype:
-            self._settle()
-        # Copies: the model may write over its rows.
-        kept = None if mask is None else mask.flatten().clone()
-        self._waiting.append((hidden.detach().flatten(0, -2).clone(), kept))
-        self._rows += count
-        if self._rows >= self._limit:
-            self._settle()
-
-    def _settle(self) -> None:
-        if not self._waiting:
-            return
-        rows = torch.cat([hidden for hidden, _ in self._waiting])
-        mask = None
-        if any(kept is not None for _, kept in self._waiting):
-            mask = torch.cat([_every(x) if kept is None else kept for x, kept in self._waiting])
-        self._waiting, self._rows = [], 0
-        self._state.add(rows, mask)
-
-
-def rows_that_wait(dim: int, device: torch.device | str) -> int:
-    """How many rows of a layer wait at most for their second moments."""
-    return min(dim // 2, 1024) if torch.device(device).type == "cpu" else 0
-
-
-def _every(rows: Tensor) -> Tensor:
-    return rows.new_ones(rows.shape[:-1], dtype=torch.bool)
 
 
 class LayerSums:
@@ -177,7 +122,7 @@ class LayerSums:
         self, hidden: Tensor, mask: Tensor | None, excluded: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Rows that count, and rows that are left out."""
-        kept = _every(hidden) if mask is None else mask
+        kept = hidden.new_ones(hidden.shape[:-1], dtype=torch.bool) if mask is None else mask
         by_id = torch.zeros_like(kept) if excluded is None else kept & excluded
         counted = kept & ~by_id
         by_norm = torch.zeros_like(kept)

@@ -10,7 +10,7 @@ from aniso._sizes import size_text
 from aniso.errors import InputError
 from aniso.metrics.sketch import PROBES
 from aniso.models.inputs import device_of
-from aniso.models.layer_sums import rows_that_wait
+from aniso.state import rows_that_wait
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """The additive statistics: update, merge, save, load, compute."""
 
 from aniso.state.file import STATE_SUFFIX, is_state, state_facts
+from aniso.state.gathered_state import GatheredState, rows_that_wait
 from aniso.state.layer_state import LayerState
 from aniso.state.paired_state import PairedState
 from aniso.state.row_sample import RowSample
@@ -11,6 +12,7 @@ from aniso.state.sources import Block, Sources
 __all__ = [
     "STATE_SUFFIX",
     "Block",
+    "GatheredState",
     "LayerState",
     "PairedState",
     "RowSample",
@@ -18,5 +20,6 @@ __all__ = [
     "SketchState",
     "Sources",
     "is_state",
+    "rows_that_wait",
     "state_facts",
 ]

@@ -98,8 +98,22 @@ class LayerState:
         Raises:
             InputError: another width or dtype, a mask of another shape, or rows counted already.
 
-        Time O(n d²), or O(n d) without the Gram. The sums do not depend on the order of updates
-        beyond rounding.
+        Time O(n d²), or O(n d) without the Gram; on a CPU one row takes half as long as d/2. The
+        sums do not depend on the order of updates beyond rounding.
+        """
+        rows, kept = self.checked(x, mask)
+        sources = self.sources if block is None else self.sources.add(block)
+        ids = self._ids(groups, rows)
+        self.add(rows, kept)
+        if ids is not None and self.groups is not None:
+            self.groups = add_rows(self.groups, rows, kept, ids)
+        self.sources = sources
+
+    def checked(self, x: Any, mask: Any) -> tuple[Tensor, Tensor | None]:
+        """Rows [n, d] and mask [n] where this state lives.
+
+        Raises:
+            InputError: as `update`.
         """
         rows = as_tensor(x)
         keep = None if mask is None else as_tensor(mask, "mask")
@@ -112,14 +126,8 @@ class LayerState:
         check_rows(rows)
         if rows.shape[1] != self.dim:
             raise InputError(f"rows have {rows.shape[1]} columns, this state has dim {self.dim}")
-        sources = self.sources if block is None else self.sources.add(block)
         rows = rows.to(self.device)
-        kept = None if keep is None else check_mask(keep.reshape(-1), rows)
-        ids = self._ids(groups, rows)
-        self.add(rows, kept)
-        if ids is not None and self.groups is not None:
-            self.groups = add_rows(self.groups, rows, kept, ids)
-        self.sources = sources
+        return rows, None if keep is None else check_mask(keep.reshape(-1), rows)
 
     def add(self, x: Tensor, mask: Tensor | None) -> None:
         """Adds rows [..., d] that are known to fit, mask [...], but to no groups.

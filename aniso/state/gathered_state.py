@@ -1,0 +1,96 @@
+"""A LayerState that few rows at a time go to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aniso.state.layer_state import LayerState
+    from aniso.state.sources import Block
+
+
+class _Few(NamedTuple):
+    rows: Tensor
+    mask: Tensor | None
+    block: Block | None
+
+
+class GatheredState:
+    """Rows wait, on a CPU, until there are d/2 of them, and then go to the state together.
+
+    Adding to two sums of d × d takes half as long for one row as for so many. Which rows go
+    together depends on the calls since the last ones went. Compiled code adds at once.
+
+    Args:
+        state: Where the rows go; nothing else adds to it meanwhile.
+    """
+
+    def __init__(self, state: LayerState) -> None:
+        self.dim, self.device = state.dim, state.device
+        self._state = state
+        self._limit = rows_that_wait(state.dim, state.device) if state.grams is not None else 0
+        self._waiting: list[_Few] = []
+        self._rows = 0
+
+    @property
+    def state(self) -> LayerState:
+        """The state of all rows."""
+        self._settle()
+        return self._state
+
+    def update(self, x: Any, mask: Any = None, *, block: Block | None = None) -> None:
+        """Adds rows as `LayerState.update`, which knows the block once its rows do not wait."""
+        rows, kept = self._state.checked(x, mask)
+        self.add(rows, kept, block)
+
+    def add(self, hidden: Tensor, mask: Tensor | None, block: Block | None = None) -> None:
+        """Adds rows [..., d], mask [...]; as `LayerState.add` it checks nothing."""
+        if torch.compiler.is_compiling():
+            self._state.add(hidden, mask)
+            return
+        count = hidden.shape[:-1].numel()
+        if count >= self._limit:
+            self._settle()
+            self._give(hidden, mask, [block])
+            return
+        if self._waiting and self._waiting[0].rows.dtype != hidden.dtype:
+            self._settle()
+        # Copies: what holds the rows may be written over.
+        kept = None if mask is None else mask.flatten().clone()
+        self._waiting.append(_Few(hidden.detach().flatten(0, -2).clone(), kept, block))
+        self._rows += count
+        if self._rows >= self._limit:
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self._waiting:
+            return
+        rows = torch.cat([few.rows for few in self._waiting])
+        mask = None
+        if any(few.mask is not None for few in self._waiting):
+            mask = torch.cat([_kept(few) for few in self._waiting])
+        blocks = [few.block for few in self._waiting]
+        self._waiting, self._rows = [], 0
+        self._give(rows, mask, blocks)
+
+    def _give(self, rows: Tensor, mask: Tensor | None, blocks: list[Block | None]) -> None:
+        sources = self._state.sources
+        for block in blocks:
+            sources = sources if block is None else sources.add(block)
+        self._state.add(rows, mask)
+        self._state.sources = sources
+
+
+def rows_that_wait(dim: int, device: torch.device | str) -> int:
+    """How many rows of a layer wait at most for their second moments."""
+    return min(dim // 2, 1024) if torch.device(device).type == "cpu" else 0
+
+
+def _kept(few: _Few) -> Tensor:
+    if few.mask is None:
+        return few.rows.new_ones(len(few.rows), dtype=torch.bool)
+    return few.mask
