@@ -60,8 +60,8 @@ def analyze(
         progress: Show progress on stderr; "json" for JSON lines.
 
     Under torchrun every process takes its share of the blocks; the first one merges the states and
-    writes. Blocks are summed in leaves of eight, and leaves in a fixed binary tree: any number of
-    processes gives the same results.json, digit for digit.
+    writes. Blocks are summed in leaves of eight or more, and leaves in a fixed binary tree: any
+    number of processes gives the same results.json, digit for digit.
 
     Returns:
         Report: layers in order of execution, metrics, provenance.

@@ -115,8 +115,9 @@ class Fold:
             steps, read_blocks([step.block for step in steps], waiting), strict=True
         ):
             if leaf is None:
-                state = tree.nodes.setdefault(step.place, LayerState(dim, gram=self._gram))
-                leaf = GatheredState(state)
+                if step.place not in tree.nodes:
+                    tree.nodes[step.place] = LayerState(dim, gram=self._gram)
+                leaf = GatheredState(tree.nodes[step.place])
             self._add(leaf, block)
             if step.last:
                 tree.finish(step.place, leaf.state)

@@ -141,7 +141,7 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_been(tmp_path, interrupt_a
 
 @pytest.mark.parametrize("interrupt_at", [1, 5, 8, 17, 24])
 def test_blocks_that_wait_for_others_are_read_again(tmp_path, monkeypatch, interrupt_at):
-    """Leaves of 8 blocks, multiplied 5 and 3 at a time: an interruption changes no digit."""
+    """Leaves of 8 blocks, multiplied 4 at a time: an interruption changes no digit."""
     monkeypatch.setattr(dump_module, "_BLOCK_BYTES", 5 * 48 * 4)
     path = write_shard(tmp_path / "d.safetensors", {"a": rows(120, 48)})
     first, second = Watched(path, interrupt_at), Watched(path)
@@ -150,7 +150,7 @@ def test_blocks_that_wait_for_others_are_read_again(tmp_path, monkeypatch, inter
         quiet(first, out=tmp_path / "out")
     quiet(second, out=tmp_path / "out")
     saved = 24 - len(second.reads)
-    assert saved % 8 in (0, 5) and saved <= len(first.reads) < saved + 5 + _AHEAD
+    assert saved % 4 == 0 and saved <= len(first.reads) <= saved + 4 + _AHEAD
     whole, resumed = (
         LayerState.load(tmp_path / folder / "a.state.safetensors") for folder in ("whole", "out")
     )

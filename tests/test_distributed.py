@@ -179,6 +179,16 @@ def test_a_tree_is_the_same_whoever_finished_its_leaves(count, data):
     assert_same(alone.total(), whole, OTHER_BLOCKS)
 
 
+def test_leaves_that_were_cut_otherwise_lose_no_rows():
+    """A run goes on from what another version left, whose leaves held fewer blocks."""
+    parts, whole = part_states(count=4)
+    tree = StateTree()
+    for i, part in enumerate(parts):
+        tree.finish((0, i % 2), part)
+    assert_same(tree.total(), whole, OTHER_BLOCKS)
+    assert tree.total().sources == whole.sources
+
+
 def test_a_saved_tree_is_the_same_tree(tmp_path):
     parts, _ = part_states(count=7)
     tree = StateTree()

@@ -56,7 +56,7 @@ def test_short_calls_are_added_together(calls, masked):
         mask = torch.rand(1, 7) < 0.6 if masked and k % 2 else None
         gathering.add(x, mask)
         blocks.append((x, mask))
-    assert calls == [21, 21, 21]
+    assert calls == [14, 14, 14, 14]
     assert_same(gathering.state, blocks)
 
 
@@ -72,9 +72,9 @@ def test_what_waits_is_in_the_state_that_is_asked_for(calls):
 def test_long_calls_do_not_wait(calls):
     gathering = gathered()
     gathering.add(torch.randn(4, DIM), None)
-    gathering.add(torch.randn(2, LIMIT // 2, DIM), None)
-    assert calls == [4, LIMIT]
-    assert gathering.state.moments.rows == 4 + LIMIT
+    gathering.add(torch.randn(2, LIMIT // 2 + 1, DIM), None)
+    assert calls == [4, LIMIT + 2]
+    assert gathering.state.moments.rows == 4 + LIMIT + 2
 
 
 def test_without_gram_nothing_waits(calls):
@@ -98,6 +98,42 @@ def test_rows_of_another_dtype_begin_anew(calls):
     gathering.add(x, None)
     gathering.add(x.double(), None)
     assert gathering.state.moments.rows == 6 and calls == [3, 3]
+
+
+def test_calls_without_rows_do_not_pile_up(calls):
+    gathering = gathered()
+    for _ in range(5):
+        gathering.add(torch.randn(0, DIM), None)
+    assert gathering.state.moments.rows == 0 and calls == []
+
+
+def test_rows_that_cannot_be_added_are_refused_at_once():
+    model = nn.Sequential(nn.Linear(DIM, DIM), nn.Identity())
+    model[1].register_forward_hook(lambda module, args, output: output.int())
+    with (
+        pytest.raises(aniso.InputError, match="int32"),
+        aniso.capture(model, layers=["1"]) as run,
+    ):
+        model(torch.randn(2, DIM))
+    with pytest.raises(aniso.InputError):
+        run.compute()
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_sums_that_were_broken_off_are_given_to_nobody(monkeypatch, error):
+    gathering = gathered()
+    gathering.add(torch.randn(3, DIM), None)
+
+    def fail(self, x, mask):
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(aniso.LayerState, "add", fail)
+        _ = gathering.state
+    gathering.add(torch.randn(3, DIM), None)
+    for _ in range(2):
+        with pytest.raises(aniso.InputError, match=f"broken off .{error.__name__}.*start again"):
+            _ = gathering.state
 
 
 @pytest.mark.parametrize("rule", [{}, {"max_norm_multiple": 2.0}])

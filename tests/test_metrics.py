@@ -11,7 +11,7 @@ import torch
 
 import aniso
 from aniso import reference
-from aniso.metrics import METRICS, spectrum
+from aniso.metrics import METRICS, eigenvalues, spectrum
 from aniso.metrics.eigenvalues import _exact_product, descending_eigenvalues, leading_eigenpairs
 
 
@@ -214,6 +214,17 @@ def test_metrics_of_few_rows_of_many_dimensions():
     metrics, expected = computed(x).metrics, reference.layer_metrics(x)
     for key, value in metrics.items():
         assert value == pytest.approx(expected[key], rel=1e-7), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_rank_metrics_are_as_good_as_of_all_eigenvalues(dtype, monkeypatch):
+    """40 strong directions above a floor of 2 %: what the kernels round lies beyond the range."""
+    x = torch.randn(120, 40) @ torch.randn(40, 600) / 6 + 0.02 * torch.randn(120, 600)
+    low = computed(x.to(dtype)).metrics
+    monkeypatch.setattr(eigenvalues, "_LOW_RANK", 10**9)
+    full = computed(x.to(dtype)).metrics
+    for key, value in low.items():
+        assert value == pytest.approx(full[key], rel=1e-5), key
 
 
 @pytest.mark.parametrize("n", [16, 40, 90])

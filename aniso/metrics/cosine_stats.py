@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # 16 MiB of float64 per block of rows whose dimensions are set to zero, as in the Gram product.
 _BLOCK_ELEMENTS = 1 << 21
 # Up to d/2 rows the products of pairs of rows are quicker than those of pairs of columns (measured
-# for d of 768 and 4096).
+# on a CPU for d of 768 and 4096).
 _FEW = 2
 
 
@@ -138,7 +138,9 @@ def _var_of_many(
     zeros = partial(rows.new_zeros, dtype=torch.float64)
     unit, totals, noise = zeros(dim, dim), zeros(2, dim), zeros(2)
     blocks = partial(_blocks, rows, kept, left_out)
-    pilot = next(pilot_of(block, keep) for block, keep in blocks() if keep is None or keep.any())
+    # Of the first block that has rows with a direction.
+    pilots = (pilot_of(block, keep) for block, keep in blocks())
+    pilot = next((pilot for pilot in pilots if pilot[1].any()), zeros(2, dim))
     for block, keep in blocks():
         gram_into(block, keep, pilot, None, unit, totals, noise)
     return var_cosine(moments.directions, unit, totals[1], pilot[1])
@@ -148,7 +150,8 @@ def _var_of_few(
     rows: Tensor, kept: Tensor | None, left_out: Sequence[int], moments: RowMoments
 ) -> float:
     n = moments.directions
-    few = (rows if len(rows) == n else rows[finite_rows(rows, kept)]).to(torch.float64, copy=True)
+    few = rows if kept is None else rows[kept]
+    few = (few if len(few) == n else few[finite_rows(few)]).to(torch.float64, copy=True)
     few[:, list(left_out)] = 0
     units = directions(few)
     if len(units) > n:

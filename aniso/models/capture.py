@@ -117,7 +117,10 @@ class Capture:
 
     @property
     def states(self) -> dict[str, LayerState]:
-        """One LayerState per layer that has run: the rows that count, of all devices."""
+        """One LayerState per layer that has run: the rows that count, of all devices.
+
+        Of the calls so far: after further ones, ask again.
+        """
         return {name: sums.state for name, sums in self._by_layer().items()}
 
     @property

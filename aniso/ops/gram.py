@@ -220,7 +220,7 @@ def gram(x: Any, *, normalize: bool = False, center: bool = False, mask: Any = N
             not bool [n].
 
     Time O(n d²), memory O(d²), besides some 20 MB of scratch on a CPU with a matrix unit (AMX); up
-    to 256 MB are kept for the next call. Equivalent to `reference.gram`. With that unit, rows of
+    to 320 MiB are kept for the next call. Equivalent to `reference.gram`. With that unit, rows of
     float32 are taken to 39 bits of each column's largest value in a block of rows (G to some
     3e-10/√n of its norm, or 1e-10 where columns take but a few values), rows of float16 to 23 bits,
     and their products added exactly. Rows of bfloat16 are multiplied as they are, by numbers of 16

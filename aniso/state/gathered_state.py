@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from aniso.errors import InputError
+from aniso.ops._arrays import check_rows
+from aniso.state.layer_state import LayerState, checked_rows
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from aniso.state.layer_state import LayerState
     from aniso.state.sources import Block
 
 
@@ -20,13 +23,13 @@ class _Few(NamedTuple):
 
 
 class GatheredState:
-    """Rows wait, on a CPU, until there are d/2 of them, and then go to the state together.
+    """Rows wait, on a CPU, until they are min(d/2, 1024), and then go to the state together.
 
-    Adding to two sums of d × d takes half as long for one row as for so many. Which rows go
-    together depends on the calls since the last ones went. Compiled code adds at once.
+    Adding to two sums of d × d takes half as long for one row as for d/2. Which rows go together
+    depends on the calls since the last ones went. Compiled code adds at once.
 
     Args:
-        state: Where the rows go; nothing else adds to it meanwhile.
+        state: Where the rows go; other rows may be added to `self.state` alone.
     """
 
     def __init__(self, state: LayerState) -> None:
@@ -35,36 +38,45 @@ class GatheredState:
         self._limit = rows_that_wait(state.dim, state.device) if state.grams is not None else 0
         self._waiting: list[_Few] = []
         self._rows = 0
+        self._error: BaseException | None = None
 
     @property
     def state(self) -> LayerState:
-        """The state of all rows."""
+        """The state of all rows.
+
+        Raises:
+            InputError: adding them was broken off, at this time or an earlier one.
+        """
         self._settle()
+        if self._error is not None:
+            raise InputError(
+                f"adding rows was broken off ({type(self._error).__name__}), so that some are "
+                "missing; start again"
+            ) from self._error
         return self._state
 
     def update(self, x: Any, mask: Any = None, *, block: Block | None = None) -> None:
         """Adds rows as `LayerState.update`, which knows the block once its rows do not wait."""
-        rows, kept = self._state.checked(x, mask)
+        rows, kept = checked_rows(x, mask, self.dim, self.device)
         self.add(rows, kept, block)
 
     def add(self, hidden: Tensor, mask: Tensor | None, block: Block | None = None) -> None:
-        """Adds rows [..., d], mask [...]; as `LayerState.add` it checks nothing."""
+        """Adds rows [..., d] that are known to fit, mask [...]."""
         if torch.compiler.is_compiling():
             self._state.add(hidden, mask)
             return
         count = hidden.shape[:-1].numel()
-        if count >= self._limit:
+        other = bool(self._waiting) and self._waiting[0].rows.dtype != hidden.dtype
+        if other or self._rows + count > self._limit:
             self._settle()
+        if count > self._limit:
             self._give(hidden, mask, [block])
-            return
-        if self._waiting and self._waiting[0].rows.dtype != hidden.dtype:
-            self._settle()
-        # Copies: what holds the rows may be written over.
-        kept = None if mask is None else mask.flatten().clone()
-        self._waiting.append(_Few(hidden.detach().flatten(0, -2).clone(), kept, block))
-        self._rows += count
-        if self._rows >= self._limit:
-            self._settle()
+        elif count:
+            # Copies: what holds the rows may be written over.
+            kept = None if mask is None else mask.flatten().clone()
+            rows = check_rows(hidden.detach().flatten(0, -2)).clone()
+            self._waiting.append(_Few(rows, kept, block))
+            self._rows += count
 
     def _settle(self) -> None:
         if not self._waiting:
@@ -78,11 +90,15 @@ class GatheredState:
         self._give(rows, mask, blocks)
 
     def _give(self, rows: Tensor, mask: Tensor | None, blocks: list[Block | None]) -> None:
-        sources = self._state.sources
-        for block in blocks:
-            sources = sources if block is None else sources.add(block)
-        self._state.add(rows, mask)
-        self._state.sources = sources
+        try:
+            sources = self._state.sources
+            for block in blocks:
+                sources = sources if block is None else sources.add(block)
+            self._state.add(rows, mask)
+            self._state.sources = sources
+        except BaseException as error:
+            self._error = error
+            raise
 
 
 def rows_that_wait(dim: int, device: torch.device | str) -> int:

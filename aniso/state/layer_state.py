@@ -101,33 +101,13 @@ class LayerState:
         Time O(n d²), or O(n d) without the Gram; on a CPU one row takes half as long as d/2. The
         sums do not depend on the order of updates beyond rounding.
         """
-        rows, kept = self.checked(x, mask)
+        rows, kept = checked_rows(x, mask, self.dim, self.device)
         sources = self.sources if block is None else self.sources.add(block)
         ids = self._ids(groups, rows)
         self.add(rows, kept)
         if ids is not None and self.groups is not None:
             self.groups = add_rows(self.groups, rows, kept, ids)
         self.sources = sources
-
-    def checked(self, x: Any, mask: Any) -> tuple[Tensor, Tensor | None]:
-        """Rows [n, d] and mask [n] where this state lives.
-
-        Raises:
-            InputError: as `update`.
-        """
-        rows = as_tensor(x)
-        keep = None if mask is None else as_tensor(mask, "mask")
-        if keep is not None and keep.shape != rows.shape[:-1]:
-            raise InputError(
-                f"mask has shape {list(keep.shape)}, x {list(rows.shape)}; a mask has x's shape "
-                "without its last axis"
-            )
-        rows = rows.reshape(-1, rows.shape[-1]) if rows.ndim > 2 else rows
-        check_rows(rows)
-        if rows.shape[1] != self.dim:
-            raise InputError(f"rows have {rows.shape[1]} columns, this state has dim {self.dim}")
-        rows = rows.to(self.device)
-        return rows, None if keep is None else check_mask(keep.reshape(-1), rows)
 
     def add(self, x: Tensor, mask: Tensor | None) -> None:
         """Adds rows [..., d] that are known to fit, mask [...], but to no groups.
@@ -255,6 +235,27 @@ class LayerState:
 
     def __repr__(self) -> str:
         return f"<LayerState {_shape(self)}, {self.moments.rows} rows>"
+
+
+def checked_rows(x: Any, mask: Any, dim: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows [n, d] and mask [n] on a device.
+
+    Raises:
+        InputError: as `LayerState.update`.
+    """
+    rows = as_tensor(x)
+    keep = None if mask is None else as_tensor(mask, "mask")
+    if keep is not None and keep.shape != rows.shape[:-1]:
+        raise InputError(
+            f"mask has shape {list(keep.shape)}, x {list(rows.shape)}; a mask has x's shape "
+            "without its last axis"
+        )
+    rows = rows.reshape(-1, rows.shape[-1]) if rows.ndim > 2 else rows
+    check_rows(rows)
+    if rows.shape[1] != dim:
+        raise InputError(f"rows have {rows.shape[1]} columns, this state has dim {dim}")
+    rows = rows.to(device)
+    return rows, None if keep is None else check_mask(keep.reshape(-1), rows)
 
 
 def _shape(state: LayerState) -> str:

@@ -40,7 +40,9 @@ class StateTree:
 
     def finish(self, place: Place, state: LayerState) -> None:
         """Takes a finished node and merges it upwards as far as siblings are there."""
-        self.nodes.pop(place, None)
+        held = self.nodes.pop(place, None)
+        if held is not None and held is not state:  # of leaves that were cut otherwise
+            state = held.merge(state)
         height, index = place
         sibling = self.nodes.pop((height, index ^ 1), None)
         if sibling is None:

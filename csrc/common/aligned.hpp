@@ -1,6 +1,6 @@
-// Zeroed scratch memory that starts on a cache line: vector loads never straddle two. Large arrays
-// start on a huge page and ask for such pages: matrix kernels stride over more memory than the
-// address buffers cover in small ones.
+// Scratch memory, zeroed unless said, that starts on a cache line: vector loads never straddle two.
+// Large arrays start on a huge page and ask for such pages: matrix kernels stride over more memory
+// than the address buffers cover in small ones.
 #pragma once
 
 #include <cstddef>
@@ -17,10 +17,10 @@ namespace aniso {
 template <class T>
 class AlignedArray {
  public:
-  explicit AlignedArray(std::size_t count)
+  explicit AlignedArray(std::size_t count, bool zeroed = true)
       : size_(count),
         data_(static_cast<T*>(allocate(count * sizeof(T))), Free{alignment(count * sizeof(T))}) {
-    std::memset(static_cast<void*>(data_.get()), 0, count * sizeof(T));
+    if (zeroed) std::memset(static_cast<void*>(data_.get()), 0, count * sizeof(T));
   }
   T* data() { return data_.get(); }
   std::size_t size() const { return size_; }

@@ -13,12 +13,12 @@ namespace aniso {
 /// threads may have an arena each; one of up to ARENA_KEPT_BYTES is kept for the next call.
 class Arena {
  public:
-  static constexpr std::size_t ARENA_KEPT_BYTES = std::size_t{256} << 20;
+  static constexpr std::size_t ARENA_KEPT_BYTES = std::size_t{320} << 20;
 
   explicit Arena(std::size_t bytes) : memory_(kept().exchange(nullptr)) {
     if (memory_ != nullptr && memory_->size() >= bytes) return;
     memory_.reset();
-    memory_ = std::make_unique<AlignedArray<char>>(bytes);
+    memory_ = std::make_unique<AlignedArray<char>>(bytes, false);
   }
   ~Arena() {
     if (memory_->size() > ARENA_KEPT_BYTES) return;

@@ -121,14 +121,15 @@ void gram_vector(const RowsView& rows, const MaskView& mask, const double* pilot
   const int64_t bands = (rows.d + GRAM_VECTOR_BAND - 1) / GRAM_VECTOR_BAND;
   const int64_t padded = bands * GRAM_VECTOR_BAND;
   const int members = static_cast<int>(std::min<int64_t>(std::max(threads, 1), bands));
-  AlignedArray<double> columns(padded * GRAM_VECTOR_ROWS), weights(3 * GRAM_VECTOR_ROWS);
+  AlignedArray<double> weights(3 * GRAM_VECTOR_ROWS);
   AlignedArray<double> column_totals(2 * padded);
-  const int64_t sums = (raw != nullptr) + (unit != nullptr);
-  Arena arena(sums * padded * padded * sizeof(double));
+  const int64_t sums = ((raw != nullptr) + (unit != nullptr)) * padded * padded;
+  Arena arena((sums + padded * GRAM_VECTOR_ROWS) * sizeof(double));
+  double* const columns = arena.array<double>(padded * GRAM_VECTOR_ROWS);
   double* const raw_sums = raw == nullptr ? nullptr : arena.array<double>(padded * padded);
   double* const unit_sums = unit == nullptr ? nullptr : arena.array<double>(padded * padded);
   const GramVectorScratch scratch{padded,
-                                  columns.data(),
+                                  columns,
                                   weights.data(),
                                   weights.data() + 2 * GRAM_VECTOR_ROWS,
                                   {raw_sums, unit_sums},

@@ -374,12 +374,13 @@ void run_bf16(const RowsView& rows, const MaskView& mask, const GramScratch& scr
 
 /// Adds a group of rows of the lower triangle to both halves of the [d, d] result.
 void add_symmetric(double* sums, int64_t group, int64_t d, double* out) {
-  static_assert(SQUARE == GRAM_GROUP);
-  const int64_t first = group * SQUARE, rows = d - first < SQUARE ? d - first : SQUARE;
+  static_assert(TURNED_SIDE == GRAM_GROUP);
+  const int64_t first = group * TURNED_SIDE,
+                rows = d - first < TURNED_SIDE ? d - first : TURNED_SIDE;
   for (int64_t other = 0; other <= group; ++other) {
-    const int64_t columns = other < group ? SQUARE : rows;
-    add_square(gram_place(sums, 2 * group, 2 * other), SQUARE, rows, columns, other == group, d,
-               out + first * d + other * SQUARE, out + other * SQUARE * d + first);
+    const int64_t columns = other < group ? TURNED_SIDE : rows;
+    add_square(gram_place(sums, 2 * group, 2 * other), TURNED_SIDE, rows, columns, other == group,
+               d, out + first * d + other * TURNED_SIDE, out + other * TURNED_SIDE * d + first);
   }
 }
 
@@ -391,7 +392,8 @@ void clear_results(const GramScratch& scratch, Team& team) {
     const int64_t group = groups - 1 - item / 2;
     if (sums == nullptr) continue;
     const int64_t squares = group + 1;
-    std::memset(gram_place(sums, 2 * group, 0), 0, squares * SQUARE * SQUARE * sizeof(double));
+    std::memset(gram_place(sums, 2 * group, 0), 0,
+                squares * TURNED_SIDE * TURNED_SIDE * sizeof(double));
   }
   team_wait(team);
 }

@@ -122,14 +122,14 @@ class Block {
 
   /// Adds the lower triangles to both halves of the results.
   void add_results() const {
-    const int64_t d = rows_.d, groups = (d + SQUARE - 1) / SQUARE;
+    const int64_t d = rows_.d, groups = (d + TURNED_SIDE - 1) / TURNED_SIDE;
     for (int64_t item; (item = team_take(team_)) < 2 * groups;) {
       double *sums = scratch_.sums[item % 2], *out = scratch_.outs[item % 2];
       if (sums == nullptr) continue;
-      const int64_t first = (groups - 1 - item / 2) * SQUARE;
-      const int64_t rows = d - first < SQUARE ? d - first : SQUARE;
-      for (int64_t other = 0; other <= first; other += SQUARE) {
-        const int64_t columns = other < first ? SQUARE : rows;
+      const int64_t first = (groups - 1 - item / 2) * TURNED_SIDE;
+      const int64_t rows = d - first < TURNED_SIDE ? d - first : TURNED_SIDE;
+      for (int64_t other = 0; other <= first; other += TURNED_SIDE) {
+        const int64_t columns = other < first ? TURNED_SIDE : rows;
         add_square(sums + first * scratch_.padded + other, scratch_.padded, rows, columns,
                    other == first, d, out + first * d + other, out + other * d + first);
       }
