@@ -114,8 +114,7 @@ class LayerSums:
         else:
             self._counted.add(hidden, counted)
         if self.sketch is not None:
-            flat = None if counted is None else counted.flatten()
-            self.sketch.update(hidden.flatten(0, -2), flat)
+            self.sketch.update(hidden, counted)
         return counted
 
     def _divided(

@@ -38,7 +38,8 @@ class GatheredState:
         self._limit = rows_that_wait(state.dim, state.device) if state.grams is not None else 0
         self._waiting: list[_Few] = []
         self._rows = 0
-        self._error: BaseException | None = None
+        # Rows whose addition began and has not ended.
+        self._unfinished = 0
 
     @property
     def state(self) -> LayerState:
@@ -48,11 +49,11 @@ class GatheredState:
             InputError: adding them was broken off, at this time or an earlier one.
         """
         self._settle()
-        if self._error is not None:
+        if self._unfinished:
             raise InputError(
-                f"adding rows was broken off ({type(self._error).__name__}), so that some are "
+                f"adding {self._unfinished:,} rows was broken off, so that some of them may be "
                 "missing; start again"
-            ) from self._error
+            )
         return self._state
 
     def update(self, x: Any, mask: Any = None, *, block: Block | None = None) -> None:
@@ -90,15 +91,14 @@ class GatheredState:
         self._give(rows, mask, blocks)
 
     def _give(self, rows: Tensor, mask: Tensor | None, blocks: list[Block | None]) -> None:
-        try:
-            sources = self._state.sources
-            for block in blocks:
-                sources = sources if block is None else sources.add(block)
-            self._state.add(rows, mask)
-            self._state.sources = sources
-        except BaseException as error:
-            self._error = error
-            raise
+        count = rows.shape[:-1].numel()
+        self._unfinished += count
+        sources = self._state.sources
+        for block in blocks:
+            sources = sources if block is None else sources.add(block)
+        self._state.add(rows, mask)
+        self._state.sources = sources
+        self._unfinished -= count
 
 
 def rows_that_wait(dim: int, device: torch.device | str) -> int:

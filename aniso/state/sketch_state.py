@@ -8,9 +8,9 @@ import torch
 
 from aniso.errors import InputError
 from aniso.metrics.sketch import PROBES, SketchedAxes, SketchSums, random_directions, sketched_axes
-from aniso.ops._arrays import as_tensor, check_mask, check_rows
 from aniso.ops._double import finite_rows
 from aniso.state.file import load_state, save_state, take_over
+from aniso.state.layer_state import checked_rows
 from aniso.state.sources import Block, Sources
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ class SketchState:
         """Adds rows; those that are not finite are left out and counted.
 
         Args:
-            x: Rows, [n, d], float64/float32/float16/bfloat16.
-            mask: Rows to keep, [n] bool. Default: all.
+            x: Rows, [n, d] or [..., d], float64/float32/float16/bfloat16.
+            mask: Rows to keep, bool, x's shape without its last axis. Default: all.
             block: Where the rows come from; rows of a known block never count twice.
 
         Raises:
@@ -83,11 +83,7 @@ class SketchState:
 
         Time O(n d s), products in float64.
         """
-        rows = check_rows(as_tensor(x))
-        if rows.shape[1] != self.dim:
-            raise InputError(f"rows have {rows.shape[1]} columns, this state has dim {self.dim}")
-        rows = rows.to(self.sums.test.device)
-        kept = check_mask(mask, rows)
+        rows, kept = checked_rows(x, mask, self.dim, self.sums.test.device)
         sources = self.sources if block is None else self.sources.add(block)
         step = max(1, _BLOCK_ELEMENTS // self.dim)
         for start in range(0, len(rows), step):
